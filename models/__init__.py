@@ -1,0 +1,1 @@
+"""Models to serve: `examples` is a ready repository, `training` made it, `zoo` fetches and converts pretrained ones."""
