@@ -1,0 +1,35 @@
+"""Decides what runs when: which requests share a batch, on which slot, and who is refused.
+
+A value machine that is told the time: no threads, no clock, no I/O, no logging, standard library only. The same object
+runs in the server, in the simulator and in the property tests. The contract in words: docs/batching.md.
+"""
+
+from service.batch import CloseReason
+from service.scheduler.policy import PriorityPolicy, QueuePolicy, bucket_ladder
+from service.scheduler.types import (
+    Dispatch,
+    Idle,
+    QueuedRequest,
+    Refusal,
+    RefusalReason,
+    RequestState,
+    Segment,
+    Slot,
+    WaitUntil,
+)
+
+__all__ = [
+    "CloseReason",
+    "Dispatch",
+    "Idle",
+    "PriorityPolicy",
+    "QueuePolicy",
+    "QueuedRequest",
+    "Refusal",
+    "RefusalReason",
+    "RequestState",
+    "Segment",
+    "Slot",
+    "WaitUntil",
+    "bucket_ladder",
+]
