@@ -1,0 +1,109 @@
+"""A bare ONNX Runtime session, timed alone: the most any server on it can reach.
+
+Run as a process of its own (`python -m benchmarks.bare_session MODEL --rows 1,2,4`), pinned to the core the server
+will have, with one thread and default graph optimisation, it prints one JSON object:
+
+    {"rows": [1, 2, ...], "median_ms": [...], "mean_ms": [...], "cpu_ms": [...]}
+
+`median_ms` is the latency of one run (the hardware table); rows per second over a window is `rows / mean_ms`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.harness import ROOT, BenchmarkError
+from benchmarks.servers import pinned
+
+# Sizes between which latency is interpolated: all small ones, where it is steepest, then about a quarter apart.
+SWEEP = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionTimes:
+    """Times of one run per batch size, in milliseconds, as plain lists that go into a report."""
+
+    rows: list[int]
+    median_ms: list[float]
+    mean_ms: list[float]
+    cpu_ms: list[float]
+
+    def best(self) -> tuple[int, float]:
+        """The batch size with the most rows per second, and that rate."""
+        rates = [1e3 * rows / mean for rows, mean in zip(self.rows, self.mean_ms, strict=True)]
+        index = int(np.argmax(rates))
+        return self.rows[index], rates[index]
+
+    def table_s(self) -> npt.NDArray[np.float64]:
+        """Latency in seconds of 1, 2, ... max rows: medians, interpolated between sizes, made non-decreasing.
+
+        A larger batch that measured faster than a smaller one is noise, or a better kernel: either way the smaller
+        batch could have been padded up to it, so the running minimum from the right is what the hardware can do.
+        """
+        every = np.arange(1, self.rows[-1] + 1)
+        table = np.interp(every, self.rows, self.median_ms) / 1e3
+        return np.minimum.accumulate(table[::-1])[::-1]
+
+
+def measure(model: Path, core: int, rows: Sequence[int], seconds: float) -> SessionTimes:
+    """Time a bare session in a process pinned to `core`, about `seconds` per batch size."""
+    command = [sys.executable, "-m", "benchmarks.bare_session", str(model), "--seconds", str(seconds)]
+    command += ["--rows", ",".join(map(str, rows))]
+    done = subprocess.run(pinned(core, command), capture_output=True, text=True, cwd=ROOT)
+    if done.returncode != 0:
+        raise BenchmarkError(f"bare session of {model.name} failed: {done.stderr[-1500:]}")
+    return SessionTimes(**json.loads(done.stdout))
+
+
+def _time(model: str, sizes: Sequence[int], seconds: float) -> SessionTimes:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session.disable_fallback()
+    (spec,) = session.get_inputs()
+    random = np.random.default_rng(0)
+    times = SessionTimes([], [], [], [])
+    for rows in sizes:
+        feed = {spec.name: random.random((rows, *spec.shape[1:]), dtype=np.float32)}
+        for _ in range(3):  # allocations and the choice of kernels happen on first use
+            session.run(None, feed)
+        laps: list[float] = []
+        cpu0, start = time.process_time(), time.perf_counter()
+        while time.perf_counter() - start < seconds or len(laps) < 5:
+            lap = time.perf_counter()
+            session.run(None, feed)
+            laps.append(time.perf_counter() - lap)
+        wall, cpu = time.perf_counter() - start, time.process_time() - cpu0
+        times.rows.append(rows)
+        times.median_ms.append(float(np.median(laps)) * 1e3)
+        times.mean_ms.append(wall / len(laps) * 1e3)
+        times.cpu_ms.append(cpu / len(laps) * 1e3)
+    return times
+
+
+def main() -> None:
+    """Print the times of one model as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--rows", default=",".join(map(str, SWEEP)))
+    parser.add_argument("--seconds", type=float, default=0.5)
+    arguments = parser.parse_args()
+    times = _time(arguments.model, [int(size) for size in arguments.rows.split(",")], arguments.seconds)
+    json.dump({name: getattr(times, name) for name in times.__slots__}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
