@@ -1,0 +1,132 @@
+"""What a scrape shows: every registered model version, the devices, the process.
+
+Promise: a model version appears when it is added and disappears, with its counters, when it is removed. A scrape
+takes no lock that a request could wait for, and lets go of the interpreter every few models, so that a thousand
+models do not delay an answer by the length of a scrape.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
+from prometheus_client.metrics_core import Metric
+
+from service.clock import now_ns
+from service.metrics.catalogue import MODEL_FAMILIES, ModelView
+from service.metrics.exposition import header_lines, label_text, sample_line
+from service.metrics.model import ModelMetrics
+
+# Models handled between two pauses: about a millisecond of work, a fraction of the interpreter's switch interval.
+_MODELS_PER_TURN = 32
+# Any sleep makes the interpreter available to others; the shortest that the kernel honours is enough.
+_TURN_S = 50e-6
+
+_T = TypeVar("_T")
+
+_UNROUTED_HELP = "Requests that reached no model, by reason: unknown names, undecodable messages, draining"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A device that models run on, and the execution provider that drives it."""
+
+    device: str
+    provider: str
+
+
+class MetricsRegistry:
+    """The set of metrics behind one port. `clock` gives monotonic nanoseconds."""
+
+    def __init__(self, clock: Callable[[], int] = now_ns) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._models: dict[tuple[str, str], ModelMetrics] = {}
+        self._devices: dict[DeviceInfo, None] = {}
+        self._unrouted: dict[str, int] = {}
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
+        GCCollector(registry=self._process)
+
+    def add(self, metrics: ModelMetrics) -> None:
+        """Show a model version from now on, in place of an earlier load of the same one."""
+        with self._lock:
+            self._models[metrics.name, metrics.version] = metrics
+
+    def remove(self, metrics: ModelMetrics) -> None:
+        """Show it no more; nothing happens when another load of the same version has taken its place."""
+        with self._lock:
+            if self._models.get((metrics.name, metrics.version)) is metrics:
+                del self._models[metrics.name, metrics.version]
+
+    def add_device(self, device: str, provider: str) -> None:
+        """Show that models run on `device` through the execution provider `provider`."""
+        with self._lock:
+            self._devices[DeviceInfo(device, provider)] = None
+
+    def record_unrouted(self, reason: str) -> None:
+        """Count a request that was answered with an error before a model version was found for it."""
+        with self._lock:
+            self._unrouted[reason] = self._unrouted.get(reason, 0) + 1
+
+    def models(self) -> list[ModelMetrics]:
+        """The registered model versions, by name and version."""
+        with self._lock:
+            return [self._models[key] for key in sorted(self._models)]
+
+    def render(self) -> bytes:
+        """All metrics in the Prometheus text format."""
+        at_ns = self._clock()
+        models = self.models()
+        with self._lock:
+            devices = list(self._devices)
+            unrouted = sorted(self._unrouted.items())
+
+        views = [_view(metrics, at_ns) for metrics in _in_turns(models)]
+        lines: list[str] = []
+        for family in MODEL_FAMILIES:
+            lines += header_lines(family.name, family.kind, family.documentation)
+            for view in _in_turns(views):
+                lines += family.lines(family.name, view)
+        lines += header_lines("onclock_unrouted_requests_total", "counter", _UNROUTED_HELP)
+        lines += [sample_line("onclock_unrouted_requests_total", label_text([("reason", r)]), n) for r, n in unrouted]
+        lines += header_lines("onclock_device_info", "gauge", "Devices that models run on; always 1")
+        for info in devices:
+            labels = label_text([("device", info.device), ("provider", info.provider)])
+            lines.append(sample_line("onclock_device_info", labels, 1))
+        lines += header_lines("onclock_build_info", "gauge", "Version of the server; always 1")
+        lines.append(
+            sample_line("onclock_build_info", label_text([("version", importlib.metadata.version("onclock"))]), 1)
+        )
+        for metric in self._process.collect():
+            lines += _process_lines(metric)
+        return ("\n".join(lines) + "\n").encode()
+
+
+def _view(metrics: ModelMetrics, at_ns: int) -> ModelView:
+    return ModelView(
+        labels=label_text([("model", metrics.name), ("version", metrics.version)]),
+        state=metrics.state(),
+        sums=metrics.sum(),
+        attainment=metrics.attainment(at_ns),
+    )
+
+
+def _in_turns(items: Iterable[_T]) -> Iterable[_T]:
+    """`items`, with a pause after every few that lets other threads run."""
+    for number, item in enumerate(items, start=1):
+        yield item
+        if number % _MODELS_PER_TURN == 0:
+            time.sleep(_TURN_S)
+
+
+def _process_lines(metric: Metric) -> list[str]:
+    name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+    lines = header_lines(name, metric.type, metric.documentation)
+    lines += [sample_line(s.name, label_text(s.labels.items()), s.value) for s in metric.samples]
+    return lines
