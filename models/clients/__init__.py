@@ -1,0 +1,1 @@
+"""Clients of the example models: plain gRPC with this project's own messages."""

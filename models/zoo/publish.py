@@ -1,0 +1,49 @@
+"""Put a finished model into a model repository so that a running server never sees half of it.
+
+`publish` writes everything into a hidden directory beside the target and renames it into place. What was published
+under that name before is moved aside first and removed last.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# Every recipe makes a first version; later versions are the user's own.
+VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A model as it lies in a repository.
+
+    `files` go beside `config.pbtxt`, e.g. labels and the card; `version_files` into the version's directory:
+    `model.onnx` and its external data.
+    """
+
+    name: str
+    config: str
+    files: Mapping[str, str]
+    version_files: Mapping[str, bytes]
+
+
+def publish(entry: Entry, repository: Path) -> Path:
+    """Write `entry` as `<repository>/<name>/`; returns that directory. Raises `OSError` if it cannot be written."""
+    repository.mkdir(parents=True, exist_ok=True)
+    target = repository / entry.name
+    # In the repository itself, as a rename is one step only within a file system; hidden, as it is not a model yet.
+    with tempfile.TemporaryDirectory(prefix=".publishing-", dir=repository) as scratch:
+        fresh = Path(scratch) / "fresh"
+        (fresh / VERSION).mkdir(parents=True)
+        for name, content in entry.version_files.items():
+            (fresh / VERSION / name).write_bytes(content)
+        for name, text in entry.files.items():
+            (fresh / name).write_text(text, encoding="utf-8")
+        (fresh / "config.pbtxt").write_text(entry.config, encoding="utf-8")
+        if target.exists():
+            shutil.move(target, Path(scratch) / "former")
+        fresh.rename(target)
+    return target
