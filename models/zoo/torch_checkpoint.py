@@ -16,6 +16,7 @@ import math
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,8 @@ _TORN = (
     MemoryError,
     struct.error,
     zipfile.BadZipFile,
-    NotImplementedError,
+    RuntimeError,
+    zlib.error,
 )
 
 
@@ -101,13 +103,13 @@ def load_state_dict(path: Path) -> dict[str, Array]:
     """Every tensor of the state dictionary in `path`, by name, each an array of its own.
 
     Types are kept (BFloat16 becomes float32); buffers such as `num_batches_tracked` are included. Raises
-    `CheckpointError` when the file is torn, asks for anything unsafe, or is not a flat dictionary of tensors.
+    `CheckpointError` when the file is torn, asks for anything unsafe, or is not a flat dictionary of tensors, and
+    `OSError` when it cannot be read.
     """
+    content = io.BytesIO(path.read_bytes())
     try:
-        with path.open("rb") as file:
-            is_zip = file.read(2) == b"PK"
-            file.seek(0)
-            tensors, storages = _read_zip(file) if is_zip else _read_legacy(file)
+        is_zip = content.getbuffer()[:2] == b"PK"
+        tensors, storages = _read_zip(content) if is_zip else _read_legacy(content)
         return {name: _materialise(name, tensor, storages) for name, tensor in _named(tensors)}
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

