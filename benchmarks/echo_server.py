@@ -17,13 +17,13 @@ import grpc
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
-class Echo(grpc.GenericRpcHandler):
+class Echo(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
     """Handles the one method; every other is UNIMPLEMENTED."""
 
     def __init__(self) -> None:
         self._handler = grpc.unary_unary_rpc_method_handler(self._answer)
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         return self._handler if handler_call_details.method == METHOD else None
 
     @staticmethod

@@ -24,7 +24,16 @@ def run(settings: Settings) -> Report:
     report = Report("efficiency")
     table = Table(
         "Rows per second at saturation",
-        ("model", "best batch", "bare rows/s", "served rows/s", "ratio", "server CPU us/row", "server cores"),
+        (
+            "model",
+            "best batch",
+            "bare rows/s",
+            "served rows/s",
+            "ratio",
+            "server CPU us/row",
+            "server cores",
+            "foreign",
+        ),
     )
     for name in NAMES:
         model = MODELS[name]
@@ -36,6 +45,7 @@ def run(settings: Settings) -> Report:
         repository = make_repository(settings.out / f"efficiency_{name}", settings.models, {name: None})
         request = Request(name, "x", (1, *model.row))
         ratios: list[float] = []
+        doubt = ""
         with onclock_server(settings, repository, [name]) as server:
             for repeat in range(settings.repeats):
                 say(f"efficiency: {name}, run {repeat + 1} of {settings.repeats}")
@@ -44,10 +54,13 @@ def run(settings: Settings) -> Report:
                 load = closed_loop(settings, server, request, 2 * model.max_batch)
                 load.expect_all_ok(f"onclock, {name}")
                 ratios.append(load.ok_rps / bare)
+                doubt = doubt or load.doubt()
                 cells = [name, str(best), f"{bare:.1f}", f"{load.ok_rps:.1f}", f"{ratios[-1]:.3f}"]
-                table.rows.append([*cells, f"{load.server_cpu_us:.0f}", f"{load.server_cores:.2f}"])
+                table.rows.append(
+                    [*cells, f"{load.server_cpu_us:.0f}", f"{load.server_cores:.2f}", f"{load.foreign:.1%}"]
+                )
         report.figures.append(
-            Figure("efficiency", f"{name}: rows/s / bare session", tuple(ratios), "x", BAR, Sense.AT_LEAST)
+            Figure("efficiency", f"{name}: rows/s / bare session", tuple(ratios), "x", BAR, Sense.AT_LEAST, doubt)
         )
         report.details[name] = {"sweep": sweep, "best": best, "ratios": ratios}
     report.tables.append(table)

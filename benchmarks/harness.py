@@ -22,6 +22,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 
+# Seed of every recorded arrival process unless told otherwise.
+SEED = 20261123
+
 
 class BenchmarkError(Exception):
     """A benchmark could not run; the message says what is missing or what failed and what to do."""
@@ -38,7 +41,7 @@ class Settings:
     server_core: int = 0
     client_core: int = 1
     out: Path = BUILD / "bench"
-    seed: int = 20261123
+    seed: int = SEED
 
     @property
     def models(self) -> Path:
@@ -54,7 +57,7 @@ def parse_settings(description: str, window_s: float = 5.0, quick_window_s: floa
     parser.add_argument("--window", type=float, metavar="S", help=f"seconds measured per run (default {window_s:g})")
     parser.add_argument("--server-core", type=int, default=0)
     parser.add_argument("--client-core", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=Settings.seed, help="seed of the arrivals")
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of the arrivals")
     parser.add_argument("--out", type=Path, default=BUILD / "bench", help="folder of the results")
     arguments = parser.parse_args()
     if arguments.repeats < 1:

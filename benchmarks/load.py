@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +32,19 @@ RECORD = np.dtype(
 )
 Records = npt.NDArray[np.void]
 
+# Above these the run measured something else: other processes on the cores, or the load generator's own limit. Five
+# per cent leaves room for interrupts and kernel threads.
+FOREIGN_LIMIT = 0.05
+CLIENT_LIMIT = 0.95
+
 
 @dataclass(slots=True)
 class Load:
-    """One run of the load generator. Latencies in ms of OK answers, from the intended send time; NaN = none."""
+    """One run of the load generator. Latencies in ms of OK answers, from the intended send time; NaN = none.
+
+    `foreign` is the larger share of the server's and of the client's core that neither of them used: time taken by
+    other processes, by the kernel on their behalf or by the hypervisor, warm-up and drain included.
+    """
 
     offered_rps: float
     ok_rps: float
@@ -45,7 +57,15 @@ class Load:
     server_cores: float
     client_cores: float
     lag_p99_us: float
-    records: Records | None = field(default=None, repr=False)
+    foreign: float = 0.0
+
+    def doubt(self) -> str:
+        """Why this run should not be trusted; empty when nothing was wrong."""
+        if self.foreign > FOREIGN_LIMIT:
+            return f"others took {self.foreign:.0%} of a core"
+        if self.client_cores > CLIENT_LIMIT:
+            return f"the load generator used {self.client_cores:.0%} of its core"
+        return ""
 
     def expect_all_ok(self, what: str) -> None:
         """Raise `BenchmarkError` unless every request was answered OK: a cheap refusal must not count as speed."""
@@ -94,8 +114,8 @@ def closed_loop(settings: Settings, server: Server, request: Request, concurrenc
 
 def open_loop(
     settings: Settings, server: Server, request: Request, arrivals_s: npt.NDArray[np.float64], slo_s: float
-) -> Load:
-    """The recorded `arrivals_s` (seconds from the start); the window opens after `settings.warmup_s`. Keeps records.
+) -> tuple[Load, Records]:
+    """Replay `arrivals_s` (seconds from the start); the window opens after `settings.warmup_s`. The records cover all.
 
     Answers are awaited for 3 s or 10 SLOs after the window, whichever is longer; what is still out then is
     `unfinished`, which is as lost as a late answer.
@@ -106,19 +126,57 @@ def open_loop(
     arguments = ["--arrivals", str(trace), "--records", str(records), "--slo-ms", str(slo_s * 1e3)]
     arguments += ["--connections", "4", "--drain", str(max(3.0, 10 * slo_s))]
     load = _run(settings, server, request, arguments, settings.window_s)
-    load.records = np.fromfile(records, dtype=RECORD)
-    return load
+    return load, np.fromfile(records, dtype=RECORD)
 
 
 def _run(settings: Settings, server: Server, request: Request, arguments: list[str], window_s: float) -> Load:
     binary = build_loadgen()
     command = [str(binary), "--url", server.url, "--model", request.model, "--input", request.argument]
     command += ["--duration", str(window_s), "--warmup", str(settings.warmup_s), "--pid", str(server.pid), *arguments]
+    before = _Usage.now(settings, server.pid)
     done = subprocess.run(pinned(settings.client_core, command), capture_output=True, text=True)
     server.check_alive()
     if done.returncode != 0:
         raise BenchmarkError(f"load generator failed ({done.returncode}): {done.stderr[-1000:]}")
-    return parse_load(json.loads(done.stdout))
+    load = parse_load(json.loads(done.stdout))
+    load.foreign = _Usage.now(settings, server.pid).foreign_since(before)
+    return load
+
+
+@dataclass(frozen=True, slots=True)
+class _Usage:
+    """CPU seconds up to now: of each of the two cores, of the server, and of the finished load generators."""
+
+    wall_s: float
+    server_core_s: float
+    client_core_s: float
+    server_s: float
+    clients_s: float
+
+    @classmethod
+    def now(cls, settings: Settings, server_pid: int) -> _Usage:
+        tick = os.sysconf("SC_CLK_TCK")
+        cores = {line.split()[0]: line.split()[1:9] for line in Path("/proc/stat").read_text().splitlines()}
+
+        def busy(core: int) -> float:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = (int(v) for v in cores[f"cpu{core}"])
+            return (user + nice + system + irq + softirq + steal) / tick
+
+        stat = Path(f"/proc/{server_pid}/stat").read_text().rpartition(")")[2].split()
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return cls(
+            time.monotonic(),
+            busy(settings.server_core),
+            busy(settings.client_core),
+            (int(stat[11]) + int(stat[12])) / tick,
+            children.ru_utime + children.ru_stime,
+        )
+
+    def foreign_since(self, before: _Usage) -> float:
+        wall = self.wall_s - before.wall_s
+        on_server = (self.server_core_s - before.server_core_s) - (self.server_s - before.server_s)
+        on_client = (self.client_core_s - before.client_core_s) - (self.clients_s - before.clients_s)
+        return max(0.0, on_server / wall, on_client / wall)
 
 
 def parse_load(summary: Mapping[str, Any]) -> Load:

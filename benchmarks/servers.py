@@ -19,6 +19,9 @@ import grpc
 from benchmarks.harness import ROOT, BenchmarkError, Settings, say
 from service.pb import grpc_service_pb2 as pb
 
+# The command under test.
+ONCLOCK = (sys.executable, "-m", "service")
+
 MODEL_READY = "/inference.GRPCInferenceService/ModelReady"
 
 # A server that warms up a large model runs every bucket of it two dozen times before it reports ready.
@@ -111,7 +114,7 @@ def onclock_server(
 ) -> Iterator[Server]:
     """`onclock serve` on `repository`, once every one of `models` is ready."""
     port, metrics_port = free_port(), free_port()
-    command = [sys.executable, "-m", "service", "serve", "--model-repository", str(repository), "--host", "127.0.0.1"]
+    command = [*ONCLOCK, "serve", "--model-repository", str(repository), "--host", "127.0.0.1"]
     command += ["--grpc-port", str(port), "--metrics-port", str(metrics_port), *flags]
     process, log = _launch(f"onclock_{repository.name}", command, settings.server_core, settings.out)
     server = Server("onclock", process, port, log, metrics_port)

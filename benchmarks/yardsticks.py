@@ -13,7 +13,7 @@ Seconds = npt.NDArray[np.float64]
 
 
 def capacity(table_s: Seconds, slo_s: float) -> float:
-    """R2, the classical capacity in rows per second: the best b / l(b) with 2 l(b) <= T (wait for one batch, run in one).
+    """R2, the classical capacity in rows per second: the best b / l(b) with 2 l(b) <= T (one batch waits, one runs).
 
     Nexus (Shen et al., SOSP 2019) and Symphony plan with it. It is not an upper bound: under overload larger batches
     are full at once. With 2 l(1) > T it is 1 / l(1).

@@ -1,0 +1,131 @@
+"""Goodput past saturation, over the exact clairvoyant optimum for the very same arrivals.
+
+Two models bound by the bandwidth of their weights, so that batching decides:
+
+    heavy   eight 4096 x 4096 layers, objective T = 8 l(1) of the table measured here; offered 0.9, 1.2, 2 and 4 times
+            its capacity R2, Poisson and Gamma CV 3
+    cheap   4096-4096-4096-64, T = 50 ms; offered 1,200, 1,800, 3,000 and 6,000 a second, Poisson: the load on which
+            Triton with a hand-tuned queue timeout was measured. Here the cost of saying no decides.
+
+The latency table is that of a bare session on the server's core, timed before the load and again after it; their mean
+counts, and their ratio says how far the machine drifted. The optimum knows every arrival in advance, has no host
+costs and no noise: 1.0 is out of reach. Every run replays arrivals drawn beforehand from a recorded seed, another seed
+for each repetition; the cells of the grid take turns, so that drift hits all of them.
+
+A run in which the load generator was late (send lag p99 above 1 % of T) is repeated once, and marked if late again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from service.simulation.optimum import clairvoyant
+
+from benchmarks.bare_session import SWEEP, SessionTimes, measure
+from benchmarks.goodput_plot import plot
+from benchmarks.goodput_results import LAG_LIMIT_T, TRITON_GOODPUT, Cell, Run, Subject, figures, series, tables
+from benchmarks.harness import Settings, parse_settings, say
+from benchmarks.load import Request, open_loop
+from benchmarks.models import MODELS, make_repository, model_file
+from benchmarks.outcomes import classify
+from benchmarks.profile_server import split_by_group, thread_names, thread_times
+from benchmarks.report import Report, publish
+from benchmarks.servers import Server, onclock_server
+from benchmarks.yardsticks import capacity, draw
+
+HEAVY_LOADS = (0.9, 1.2, 2.0, 4.0)
+HEAVY_SLO_IN_L1 = 8.0
+CHEAP_SLO_S = 0.050
+
+
+def session_times(settings: Settings, name: str) -> SessionTimes:
+    """The latency table of a bare session on the server's core."""
+    say(f"goodput: {name}, latency table of a bare session")
+    seconds = 0.2 if settings.quick else 0.5
+    return measure(model_file(name, settings.models), settings.server_core, SWEEP, seconds)
+
+
+def prepare(settings: Settings, name: str, slo_s: float | None) -> Subject:
+    """A subject with its table; without `slo_s` the objective is `HEAVY_SLO_IN_L1` times its l(1)."""
+    times = session_times(settings, name)
+    table = times.table_s()
+    # Whole milliseconds, so that the server's configuration and this process mean the same objective.
+    slo_s = slo_s or round(HEAVY_SLO_IN_L1 * float(table[0]), 3)
+    return Subject(name, slo_s, times, table, capacity(table, slo_s))
+
+
+def measure_cell(settings: Settings, server: Server, subject: Subject, cell: Cell, seed: int) -> Run:
+    """One window of `cell`, repeated once if the load generator was late; without its optimum."""
+    start, end = settings.warmup_s, settings.warmup_s + settings.window_s
+    arrivals = draw(cell.kind, cell.rate, end, seed)
+    request = Request(cell.model, "x", (1, *MODELS[cell.model].row))
+
+    def once() -> Run:
+        before = thread_times(server.pid)
+        load, records = open_loop(settings, server, request, arrivals, subject.slo_s)
+        groups = split_by_group(before, thread_times(server.pid), thread_names(server.pid))
+        return Run(seed, classify(records, subject.slo_s, start, end), 0, load.server_cores, groups, load.doubt())
+
+    run = once()
+    if run.outcomes.lag_p99_t > LAG_LIMIT_T:
+        say(f"goodput: {cell.label}: send lag p99 {run.outcomes.lag_p99_t:.1%} of T: void, once more")
+        run = once()
+    return run
+
+
+def optimum(settings: Settings, subject: Subject, cell: Cell, seed: int) -> int:
+    """The most requests of the window any schedule could answer in time, knowing the future and at no host cost."""
+    arrivals = draw(cell.kind, cell.rate, settings.warmup_s + settings.window_s, seed)
+    return int(clairvoyant(arrivals[arrivals >= settings.warmup_s], subject.table_s, subject.slo_s))
+
+
+def measure_subject(settings: Settings, subject: Subject, cells: Sequence[Cell]) -> None:
+    """All repetitions of all cells, then the table once more, then the optimum of every run."""
+    folder = settings.out / f"goodput_{subject.name}"
+    repository = make_repository(folder, settings.models, {subject.name: subject.slo_s * 1e3})
+    with onclock_server(settings, repository, [subject.name]) as server:
+        for repeat in range(settings.repeats):
+            for index, cell in enumerate(cells):
+                say(f"goodput: {cell.label}, run {repeat + 1} of {settings.repeats}")
+                run = measure_cell(settings, server, subject, cell, settings.seed + 1000 * repeat + index)
+                subject.runs.setdefault(cell, []).append(run)
+    after = session_times(settings, subject.name).table_s()
+    subject.drift = float(np.mean(after / subject.table_s))
+    subject.table_s = (subject.table_s + after) / 2
+    say(f"goodput: {subject.name}, clairvoyant optimum of every run")
+    for cell, runs in subject.runs.items():
+        for run in runs:
+            run.optimum = optimum(settings, subject, cell, run.seed)
+
+
+def run(settings: Settings) -> Report:
+    """Measure both models. Raises `BenchmarkError` if the server does not start."""
+    settings = dataclasses.replace(settings, warmup_s=2 * settings.warmup_s)  # long enough for the estimator to settle
+    report = Report("goodput")
+    heavy, cheap = prepare(settings, "heavy", None), prepare(settings, "cheap", CHEAP_SLO_S)
+    grids = {
+        "heavy": [Cell("heavy", kind, x * heavy.r2, x) for kind in ("poisson", "gamma3") for x in HEAVY_LOADS],
+        "cheap": [Cell("cheap", "poisson", rate, rate / cheap.r2) for rate in TRITON_GOODPUT],
+    }
+    for subject in (heavy, cheap):
+        measure_subject(settings, subject, grids[subject.name])
+        report.figures += figures(subject)
+        report.tables += tables(subject)
+        report.details[subject.name] = {
+            "slo_s": subject.slo_s,
+            "r2": subject.r2,
+            "drift": subject.drift,
+            "table_ms": [round(float(seconds) * 1e3, 4) for seconds in subject.table_s],
+            "cells": [{"cell": cell, "runs": runs} for cell, runs in subject.runs.items()],
+        }
+    picture = settings.out / "goodput.png"
+    plot([series(heavy, "poisson"), series(heavy, "gamma3"), series(cheap, "poisson")], picture)
+    report.pictures.append(picture)
+    return report
+
+
+if __name__ == "__main__":
+    chosen = parse_settings("Goodput over the clairvoyant optimum", window_s=10.0, quick_window_s=3.0)
+    publish(chosen, [run(chosen)], "goodput")
