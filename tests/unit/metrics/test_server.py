@@ -1,0 +1,93 @@
+"""The metrics port: what it answers, and how it starts and stops."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from service.metrics import MetricsPortError, MetricsRegistry, MetricsServer, ModelMetrics
+from service.metrics.server import MAX_CONNECTIONS
+
+
+@pytest.fixture
+def server() -> Iterator[MetricsServer]:
+    registry = MetricsRegistry()
+    registry.add(ModelMetrics("m", "1"))
+    server = MetricsServer("127.0.0.1", 0, registry)
+    server.start()
+    yield server
+    server.stop()
+
+
+def get(server: MetricsServer, path: str, **headers: str) -> tuple[bytes, dict[str, str]]:
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", headers=headers)
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return answer.read(), dict(answer.headers)
+
+
+def test_metrics_are_served_as_prometheus_text(server: MetricsServer) -> None:
+    """With the format's content type, for a path with or without a query."""
+    body, headers = get(server, "/metrics?x=1")
+    assert b'\nnv_inference_count{model="m",version="1"} 0\n' in body
+    assert headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert body.endswith(b"\n")
+
+
+def test_a_scrape_is_compressed_when_asked_for(server: MetricsServer) -> None:
+    """gzip, as Prometheus asks."""
+    body, headers = get(server, "/metrics", **{"Accept-Encoding": "deflate, gzip;q=0.5"})
+    assert headers["Content-Encoding"] == "gzip"
+    assert b"nv_inference_count" in gzip.decompress(body)
+
+
+@pytest.mark.parametrize("path", ["/", "/metricsx", "/metrics/"])
+def test_other_paths_are_not_found(server: MetricsServer, path: str) -> None:
+    """And the answer says where the metrics are."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(server, path)
+    assert caught.value.code == 404
+    assert b"/metrics" in caught.value.read()
+
+
+def test_a_taken_port_is_a_clear_error(server: MetricsServer) -> None:
+    """It names the address and the flag."""
+    with pytest.raises(MetricsPortError, match=rf"127\.0\.0\.1:{server.port} .* in use; .* --metrics-port"):
+        MetricsServer("127.0.0.1", server.port, MetricsRegistry()).start()
+
+
+def test_an_address_of_nobody_is_a_clear_error() -> None:
+    """A host name that does not resolve, and an address of another machine."""
+    for host in ("no-such-host.invalid", "192.0.2.1"):
+        with pytest.raises(MetricsPortError, match="--host"):
+            MetricsServer(host, 0, MetricsRegistry()).start()
+
+
+def test_stopping_frees_the_port_and_ends_the_thread() -> None:
+    """Another server can take it at once; stopping twice is fine."""
+    first = MetricsServer("127.0.0.1", 0, MetricsRegistry())
+    first.stop()
+    first.start()
+    port = first.port
+    first.stop()
+    first.stop()
+    assert not any(thread.name == "metrics" for thread in threading.enumerate())
+    second = MetricsServer("127.0.0.1", port, MetricsRegistry())
+    second.start()
+    assert get(second, "/metrics")[0]
+    second.stop()
+
+
+def test_idle_connections_do_not_block_a_scrape_and_are_bounded(server: MetricsServer) -> None:
+    """A browser's unused connections leave room; more than the bound are closed at once."""
+    idle = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(MAX_CONNECTIONS - 1)]
+    assert get(server, "/metrics")[0]
+    more = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(2)]
+    assert more[1].recv(1) == b""
+    for connection in idle + more:
+        connection.close()
