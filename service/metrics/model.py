@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from service.clock import NS_PER_MS, now_ns
+from service.metrics.buckets import DURATION_BOUNDS_NS, RATIO_BOUNDS, ROWS_BOUNDS, SLACK_BOUNDS_NS
 from service.metrics.shard import WINDOW_STEP_NS, WINDOW_STEPS, BatchTally, ModelShard, Tally, Totals
 from service.metrics.statistics import BatchStatistics, ModelStatistics, StatisticDuration
 
@@ -120,19 +121,21 @@ def add_up(shards: Sequence[ModelShard]) -> ShardSum:
     summed = [sum(column) for column in zip(*parts, strict=True)]
     totals = Totals(*summed)._replace(last_ns=max(part.last_ns for part in parts))
 
-    def cells(name: str) -> list[int]:
-        return [sum(column) for column in zip(*(getattr(shard, name).copy() for shard in shards), strict=True)]
+    def cells(name: str, bounds: Sequence[float]) -> list[int]:
+        """The sum of one histogram; shards that never saw a batch have none of its cells."""
+        parts = [part for shard in shards if (part := getattr(shard, name).copy())]
+        return [sum(column) for column in zip([0] * (len(bounds) + 1), *parts, strict=True)]
 
     result = ShardSum(
         totals=totals,
-        request_cells=cells("request_cells"),
-        queue_cells=cells("queue_cells"),
-        input_cells=cells("input_cells"),
-        infer_cells=cells("infer_cells"),
-        output_cells=cells("output_cells"),
-        batch_rows_cells=cells("batch_rows_cells"),
-        slack_cells=cells("slack_cells"),
-        ratio_cells=cells("ratio_cells"),
+        request_cells=cells("request_cells", DURATION_BOUNDS_NS),
+        queue_cells=cells("queue_cells", DURATION_BOUNDS_NS),
+        input_cells=cells("input_cells", DURATION_BOUNDS_NS),
+        infer_cells=cells("infer_cells", DURATION_BOUNDS_NS),
+        output_cells=cells("output_cells", DURATION_BOUNDS_NS),
+        batch_rows_cells=cells("batch_rows_cells", ROWS_BOUNDS),
+        slack_cells=cells("slack_cells", SLACK_BOUNDS_NS),
+        ratio_cells=cells("ratio_cells", RATIO_BOUNDS),
     )
     for shard in shards:
         result.close_reasons.update(shard.close_reasons.copy())

@@ -115,8 +115,25 @@ class ModelShard:
     )
 
     def __init__(self) -> None:
-        durations = len(DURATION_BOUNDS_NS) + 1
         self.totals = Totals()
+        # Cells are made with the first batch: a thread that only ever refuses needs none, and with many front-end
+        # threads and many models such shards are most of all.
+        self.request_cells: list[int] = []
+        self.queue_cells: list[int] = []
+        self.input_cells: list[int] = []
+        self.infer_cells: list[int] = []
+        self.output_cells: list[int] = []
+        self.batch_rows_cells: list[int] = []
+        self.slack_cells: list[int] = []
+        self.ratio_cells: list[int] = []
+        self.close_reasons: dict[str, int] = {}
+        self.batch_tallies: dict[int, BatchTally] = {}
+        self.failures: dict[str, Tally] = {}
+        self.refusals: dict[str, Tally] = {}
+        self.window: list[WindowCell] = []
+
+    def _make_cells(self) -> None:
+        durations = len(DURATION_BOUNDS_NS) + 1
         self.request_cells = [0] * durations
         self.queue_cells = [0] * durations
         self.input_cells = [0] * durations
@@ -125,11 +142,6 @@ class ModelShard:
         self.batch_rows_cells = [0] * (len(ROWS_BOUNDS) + 1)
         self.slack_cells = [0] * (len(SLACK_BOUNDS_NS) + 1)
         self.ratio_cells = [0] * (len(RATIO_BOUNDS) + 1)
-        self.close_reasons: dict[str, int] = {}
-        self.batch_tallies: dict[int, BatchTally] = {}
-        self.failures: dict[str, Tally] = {}
-        self.refusals: dict[str, Tally] = {}
-        self.window: list[WindowCell] = [WindowCell()] * _RING_CELLS
 
     def record_batch(self, record: BatchRecord, requests: Sequence[CompletedRequest]) -> None:
         """Record one execution and the `requests` that it answered, all successfully.
@@ -138,6 +150,8 @@ class ModelShard:
         recorded with the other requests they answered, if any. Requests of the batch that failed or were cancelled are
         left out here and recorded on their own.
         """
+        if not self.request_cells:
+            self._make_cells()
         dispatched_ns = record.dispatched_ns
         done_ns = record.done_ns
         count = len(requests)
@@ -215,7 +229,7 @@ class ModelShard:
         self.refusals[reason] = Tally(before.requests + 1, before.ns + now_ns - arrival_ns)
         self._count_offered(now_ns, 1, 0)
 
-    def record_cancelled(self, arrival_ns: int, deadline_ns: int, now_ns: int) -> None:
+    def record_cancelled(self, arrival_ns: int, now_ns: int, deadline_ns: int = NEVER_NS) -> None:
         """Record a request that its client gave up. Past its deadline that is a broken promise, before it is not."""
         before = self.failures.get("cancelled", _NO_TALLY)
         self.failures["cancelled"] = Tally(before.requests + 1, before.ns + now_ns - arrival_ns)
@@ -225,6 +239,8 @@ class ModelShard:
     def _count_offered(self, now_ns: int, offered: int, in_time: int) -> None:
         step = now_ns // WINDOW_STEP_NS
         index = step % _RING_CELLS
+        if not self.window:
+            self.window = [WindowCell()] * _RING_CELLS
         cell = self.window[index]
         if cell[0] == step:
             offered += cell[1]

@@ -54,7 +54,7 @@ def test_refusals_failures_and_cancellations_are_failed_requests() -> None:
     shard = metrics.shard()
     shard.record_refusal("overloaded", 0, 1 * MS)
     shard.record_failure("execution", 0, 2 * MS)
-    shard.record_cancelled(0, NEVER_NS, 4 * MS)
+    shard.record_cancelled(0, 4 * MS)
     assert metrics.statistics(0).fail == StatisticDuration(3, 7 * MS)
     assert metrics.statistics(0).success == StatisticDuration(0, 0)
 
@@ -85,7 +85,7 @@ def test_attainment_is_the_share_of_offered_requests_answered_in_time() -> None:
     )
     shard.record_refusal("overloaded", 0, 1 * MS)
     shard.record_failure("execution", 0, 1 * MS)
-    shard.record_cancelled(0, 1 * MS, 2 * MS)
+    shard.record_cancelled(0, 2 * MS, deadline_ns=1 * MS)
     assert metrics.attainment(20 * MS) == 2 / 6
 
 
@@ -94,7 +94,7 @@ def test_the_clients_own_faults_break_no_promise() -> None:
     metrics = ModelMetrics("m", "1")
     shard = metrics.shard()
     shard.record_failure("invalid", 0, 1 * MS)
-    shard.record_cancelled(0, 10 * MS, 2 * MS)
+    shard.record_cancelled(0, 2 * MS, deadline_ns=10 * MS)
     assert metrics.attainment(20 * MS) is None
 
 
@@ -152,7 +152,7 @@ def _apply(shard: ModelShard, event: tuple[object, ...]) -> None:
         case ("failure", str() as reason, int() as at_ns):
             shard.record_failure(reason, 0, at_ns)
         case ("cancelled", int() as deadline_ns, int() as at_ns):
-            shard.record_cancelled(0, deadline_ns, at_ns)
+            shard.record_cancelled(0, at_ns, deadline_ns)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), _event), max_size=30))
