@@ -32,7 +32,7 @@ def plot(panels: Sequence[Series], path: Path) -> None:
     figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), squeeze=False, layout="constrained")
     for axis, panel in zip(axes[0], panels, strict=True):
         line = np.linspace(0.02 * max(panel.offered), max(panel.offered) * 1.05, 200)
-        axis.plot(line, np.minimum(line, 1.15 * max(panel.optimum)), color="0.8", label="offered")
+        axis.plot(line, line, color="0.8", label="all that is offered")
         axis.plot(line, [panel.fluid(float(rate)) for rate in line], color="C2", ls=":", label="fluid")
         axis.plot(panel.offered, panel.optimum, color="C1", ls="--", marker=".", label="clairvoyant optimum")
         middle = np.array([median(runs) for runs in panel.goodput])
@@ -47,7 +47,7 @@ def plot(panels: Sequence[Series], path: Path) -> None:
         axis.annotate("R2", (panel.capacity, 0), textcoords="offset points", xytext=(3, 4), color="0.4")
         axis.set(title=panel.title, xlabel="offered, requests/s", ylabel="answered within the objective, /s")
         axis.set_xlim(left=0)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.15 * max(*panel.optimum, *panel.peer.values(), 1.0))
         axis.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

@@ -371,6 +371,10 @@ int main(int argc, char **argv) {
   grpc_mode = opt.protocol == "grpc";
   if (!grpc_mode && opt.protocol != "http1") die("--protocol grpc or http1");
   prctl(PR_SET_TIMERSLACK, 1);
+  Arrivals arr;
+  bool open = opt.open();
+  if (open) arr.init(opt, 0);  // reads the file before anything is sent
+  if (!opt.records.empty()) records.reserve(arr.recorded.empty() ? 1 << 20 : arr.recorded.size());
   signal(SIGPIPE, SIG_IGN);
   signal(SIGINT, [](int) { interrupted = 1; });
 
@@ -432,10 +436,6 @@ int main(int argc, char **argv) {
     else { connect_tcp(conns.back().get()); idle1.push_back(conns.back().get()); }
   }
 
-  Arrivals arr;
-  bool open = opt.open();
-  if (open) arr.init(opt, 0);  // reads the file before the clock starts
-  if (!opt.records.empty()) records.reserve(arr.recorded.empty() ? 1 << 20 : arr.recorded.size());
   int64_t start = now_ns() + 50000000;  // let the connections settle
   load_start = start;
   arr.base = start;
