@@ -5,7 +5,10 @@ runs in the server, in the simulator and in the property tests. The contract in 
 """
 
 from service.batch import CloseReason
+from service.scheduler.latency import LatencyModel
 from service.scheduler.policy import PriorityPolicy, QueuePolicy, bucket_ladder
+from service.scheduler.queue import ModelQueue
+from service.scheduler.scheduler import Scheduler
 from service.scheduler.types import (
     Dispatch,
     Idle,
@@ -22,12 +25,15 @@ __all__ = [
     "CloseReason",
     "Dispatch",
     "Idle",
+    "LatencyModel",
+    "ModelQueue",
     "PriorityPolicy",
     "QueuePolicy",
     "QueuedRequest",
     "Refusal",
     "RefusalReason",
     "RequestState",
+    "Scheduler",
     "Segment",
     "Slot",
     "WaitUntil",

@@ -57,6 +57,11 @@ class Curve:
         self._samples = [0] * len(rows)
         self.efficient_rows = self._efficient_rows()
 
+    def fits(self, slack: float) -> int:
+        """The largest bucket that takes at most `slack` (nanoseconds at scale and quantile 1); 0 when none does."""
+        index = bisect_right(self.ns, slack) if slack > 0.0 else 0
+        return self.rows[index - 1] if index else 0
+
     def index(self, rows: int) -> int:
         """Index of the smallest bucket that holds `rows` (the last one when none does)."""
         return min(bisect_left(self.rows, rows), len(self.rows) - 1)
@@ -172,10 +177,7 @@ class LatencyModel:
 
     def fits(self, shape: Hashable, slack_ns: int, cost: int = 1) -> int:
         """The largest bucket that will be done within `slack_ns`; 0 when none will."""
-        if slack_ns <= 0:
-            return 0
-        index = bisect_right(self.curve(shape, cost).ns, slack_ns / self.factor)
-        return self.buckets[index - 1] if index else 0
+        return self.curve(shape, cost).fits(slack_ns / self.factor)
 
     def observe(self, shape: Hashable, rows: int, actual_ns: int, late_rows: int = 0) -> None:
         """Learn from a batch of `rows` that took `actual_ns`, of which `late_rows` were answered too late."""

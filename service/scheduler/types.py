@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from service.batch import CloseReason
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from service.scheduler.queue import ModelQueue
 
 
-class Slot(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Slot:
     """One run slot of a device: at most one batch executes in it, and one more may be staged behind it."""
 
     device: str

@@ -1,0 +1,451 @@
+"""The scheduler: told what arrives, what ends and what time it is, it says what to run.
+
+The promise is in docs/batching.md. The rule is the **largest feasible window**: from the oldest deadline on, take the
+largest contiguous run of queued rows whose oldest member still makes its deadline when the whole run has been executed;
+refuse what is older. Of several lanes the one that must start soonest (least laxity) leads. Earlier published forms of
+its parts: the window of Nexus (SOSP '19) and Symphony (2023), the latest start time of Clockwork (OSDI '20).
+
+Not thread-safe: callers hold one lock around every call. No call blocks, reads a clock or allocates without bound.
+Times are integer nanoseconds on one monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S
+from service.scheduler.assembly import assemble, preferred_rows
+from service.scheduler.device import MAX_BATCHES_PER_SLOT, DeviceState, SlotState
+from service.scheduler.lane import GAP_SHARE, LAST_RANK, Lane, LaneKind
+from service.scheduler.latency import LatencyModel
+from service.scheduler.policy import QueuePolicy
+from service.scheduler.queue import ModelQueue
+from service.scheduler.types import (
+    Dispatch,
+    Idle,
+    QueuedRequest,
+    Refusal,
+    RefusalReason,
+    RequestState,
+    Slot,
+    WaitUntil,
+)
+
+QUIET_SHARE = 0.05  # of recent gaps must be short for waiting in the blackout regime to pay
+PROBE_NS = NS_PER_S  # a request believed unreachable is tried this often, so that a wrong belief ends
+PROBE_RUNS = 20  # ... but takes at most one part in 20 of a slow model's time
+GUARD_RUNS = 10  # a lane without deadlines that waited too long gets at most one part in 10 of the device
+MIN_RETRY_NS = NS_PER_MS
+RETRY_SPREAD = 0.5  # retries are spread over half the hint, so that they do not come back as one burst
+GOLDEN = 0.6180339887498949  # multiples modulo 1 spread evenly, without a random generator
+
+NOTHING: Sequence[Refusal] = ()
+
+
+class Scheduler:
+    """Queues of the models on a set of run slots.
+
+    `slots`: the run slots of all devices. `lead_ns`: how long before its start a batch must be closed (staging on the
+    host, overlapped with the batch before it).
+    """
+
+    def __init__(self, slots: Sequence[Slot], lead_ns: int = 0) -> None:
+        self._lead_ns = lead_ns
+        self._devices: dict[str, DeviceState] = {}
+        self._slots: dict[Slot, SlotState] = {}
+        self._devices_of: dict[ModelQueue, tuple[DeviceState, ...]] = {}
+        self._hints = 0.0
+        for slot in slots:
+            device = self._devices.setdefault(slot.device, DeviceState(slot.device))
+            state = self._slots[slot] = SlotState(slot, device)
+            device.slots.append(state)
+            device.refresh()
+
+    # -- models ------------------------------------------------------------------------------------------------------
+
+    def add_queue(self, policy: QueuePolicy, latency: LatencyModel) -> ModelQueue:
+        """Make a queue for a model. Raises `ValueError` when it names a device without slots."""
+        missing = [name for name in policy.devices if name not in self._devices]
+        if missing:
+            raise ValueError(f"model '{policy.name}': device {missing[0]!r} has no slots; known: {list(self._devices)}")
+        if latency.buckets != policy.buckets:
+            raise ValueError(
+                f"model '{policy.name}': the latency model has buckets {latency.buckets}, the policy {policy.buckets}"
+            )
+        queue = ModelQueue(policy, latency)
+        devices = tuple(self._devices[name] for name in policy.devices)
+        queue.parallel = sum(min(policy.max_concurrent, len(device.slots)) for device in devices)
+        self._devices_of[queue] = devices
+        return queue
+
+    def remove_queue(self, queue: ModelQueue) -> list[QueuedRequest]:
+        """Forget a model; returns what was waiting, for the caller to answer. Its running batches end as usual."""
+        waiting: list[QueuedRequest] = []
+        for lane in list(queue.active):
+            waiting += lane.items()
+            self._deactivate(lane)
+        for request in waiting:
+            request.state = RequestState.GONE
+            request.lane = None
+        queue.pending_requests = queue.pending_rows = 0
+        queue.pending_by_priority.clear()
+        queue.closed = True
+        self._devices_of.pop(queue, None)
+        return waiting
+
+    def lower_cap(self, queue: ModelQueue, shape: Hashable, rows: int) -> None:
+        """Never batch `shape` above `rows` again (the device ran out of memory at that size)."""
+        for lane in queue.lower_cap(shape, rows):
+            waiting = lane.pop(lane.count) if lane.count else []
+            self._deactivate(lane)
+            for request in waiting:
+                probing = queue.probe is request
+                self._forget(queue, request)
+                if request.demoted and request.rows <= queue.cap_rows(shape):
+                    self._place(queue, request, queue.soft_lane_for(request, lane.kind))
+                else:
+                    self._place(queue, request, queue.lane_for(request))
+                if probing:
+                    queue.probe = request
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def enqueue(self, queue: ModelQueue, request: QueuedRequest, now_ns: int) -> Sequence[Refusal]:
+        """Take in a request. Returns what is refused because of it: perhaps the request itself, perhaps older ones
+        that are doomed now; usually nothing. Raises `ValueError` when the queue was removed."""
+        if queue.closed:
+            raise ValueError(f"model '{queue.policy.name}': its queue was removed; look the model up again")
+        policy = queue.policy
+        rows = request.rows
+        level = policy.priorities.get(request.priority) if policy.priorities else None
+        if queue.pending_rows + rows > policy.max_queue_rows or (
+            level is not None
+            and level.max_queue_size
+            and queue.pending_by_priority[request.priority] >= level.max_queue_size
+        ):
+            return self._refuse_arrival(queue, request, RefusalReason.QUEUE_FULL, now_ns)
+        lane = queue.lane_for(request)
+        curve, factor = lane.curve, lane.latency.factor
+        if lane.soft:
+            if queue.pending_rows and self._wait_ns(queue, lane, now_ns) > policy.max_queue_ns:
+                return self._refuse_arrival(queue, request, RefusalReason.QUEUE_FULL, now_ns)
+            self._place(queue, request, lane)
+            queue.accepted += 1
+            return NOTHING
+        if lane.kind is LaneKind.OVERSIZE:
+            alone_ns = float(lane.latency.estimate(request.shape, rows, request.cost))
+        else:
+            alone_ns = curve.ns[curve.index(rows)] * factor
+        if now_ns + alone_ns > request.deadline_ns:
+            return self._unreachable(queue, request, alone_ns, now_ns)
+        self._place(queue, request, lane)
+        queue.accepted += 1
+        lane.note_arrival(request.arrival_ns)
+        free_ns = self._free_ns(queue, now_ns)
+        if free_ns <= now_ns:
+            return NOTHING
+        return self._shed(lane, free_ns, now_ns)
+
+    def cancel(self, request: QueuedRequest) -> bool:
+        """Take a request out of its queue; False when it is not (any more) waiting."""
+        lane = request.lane
+        if lane is None or request.state is not RequestState.QUEUED:
+            return False
+        lane.cancel(request)
+        queue = lane.queue
+        self._forget(queue, request)
+        queue.cancelled += 1
+        if not lane.count:
+            self._deactivate(lane)
+        return True
+
+    def idle_slot(self, queue: ModelQueue) -> Slot | None:
+        """The slot whose worker should be woken for `queue`: one that was told `Idle` or `WaitUntil` and has not asked
+        since, on a device where the model may run. None when all are busy: they will ask by themselves."""
+        for device in self._devices_of.get(queue, ()):
+            if device.parked and queue.running[device.name] < queue.policy.max_concurrent:
+                return next(iter(device.parked))
+        return None
+
+    # -- slots -------------------------------------------------------------------------------------------------------
+
+    def next_step(self, slot: Slot, now_ns: int) -> Dispatch | WaitUntil | Idle:
+        """What `slot` should do: asked by its worker when it is free, or to stage a batch behind the running one.
+
+        Raises `ValueError` when the slot has a batch staged already.
+        """
+        state = self._slots[slot]
+        if len(state.running) >= MAX_BATCHES_PER_SLOT:
+            raise ValueError(f"slot {slot} has {len(state.running)} batches already; report one as completed first")
+        device = state.device
+        device.parked.pop(slot, None)
+        start_ns = max(now_ns + self._lead_ns, state.free_at(now_ns))
+        refused: list[Refusal] = []
+        held: dict[Lane, int] = {}
+        while True:
+            lane = self._choose(device, start_ns, now_ns, held, refused)
+            if lane is None:
+                break
+            until_ns = self._hold_ns(lane)
+            if until_ns <= start_ns:
+                return self._dispatch(state, lane, start_ns, now_ns, refused)
+            lane.held = True
+            held[lane] = until_ns
+        device.parked[slot] = None
+        if held:
+            return WaitUntil(max(min(held.values()) - self._lead_ns, now_ns + 1), refused)
+        return Idle(refused)
+
+    def completed(self, dispatch: Dispatch, now_ns: int, actual_ns: int | None, late_rows: int = 0) -> None:
+        """A batch has ended: its slot is free and the latency model learns.
+
+        `actual_ns` is its duration from dispatch (or from the end of the batch before it) to done, None when it failed
+        and says nothing; `late_rows` the rows answered too late (`Dispatch.late_rows`).
+        """
+        queue = dispatch.queue
+        self._slots[dispatch.slot].end(dispatch, now_ns)
+        queue.running[dispatch.slot.device] -= 1
+        queue.last_done_ns = now_ns
+        if actual_ns is None:
+            queue.failed_batches += 1
+            return
+        queue.late_rows += late_rows
+        shape = dispatch.segments[0].request.shape
+        if dispatch.probe:
+            queue.latency.correct(shape, dispatch.rows, actual_ns)
+        else:
+            queue.latency.observe(shape, dispatch.rows, actual_ns, late_rows)
+
+    def free_ns(self, device: str, now_ns: int = 0) -> int:
+        """When the earliest slot of `device` is predicted to be free (`now_ns` or less: one is)."""
+        return self._devices[device].free_at(now_ns)
+
+    def stalled(self, now_ns: int) -> list[Slot]:
+        """Slots whose batch has taken more than three times what was expected."""
+        return [slot for slot, state in self._slots.items() if state.stalled(now_ns)]
+
+    # -- choosing ----------------------------------------------------------------------------------------------------
+
+    def _choose(
+        self, device: DeviceState, start_ns: int, now_ns: int, held: dict[Lane, int], refused: list[Refusal]
+    ) -> Lane | None:
+        """The lane whose turn it is, settled; lanes in `held` wait until the time stated there."""
+        best: Lane | None = None
+        urgent: Lane | None = None
+        ready: list[Lane] = []
+        for lane in tuple(device.active):
+            queue = lane.queue
+            if queue.running[device.name] >= queue.policy.max_concurrent or lane in held:
+                continue
+            if lane.dirty or (lane.latest_ns < start_ns and lane.settled_ns != start_ns):
+                self._settle(lane, start_ns, now_ns, refused)
+                if not lane.count:
+                    continue
+            ready.append(lane)
+            if best is None or lane.rank < best.rank or (lane.rank == best.rank and lane.latest_ns < best.latest_ns):
+                best = lane
+            if lane.rank != LAST_RANK and (urgent is None or lane.latest_ns < urgent.latest_ns):
+                urgent = lane
+        if best is None:
+            return None
+        if urgent is not None and urgent.rank > best.rank:
+            floor_ns = min(lane.latest_ns for lane in ready if lane.rank < urgent.rank)
+            best = self._before(device, best, urgent, floor_ns, start_ns, now_ns)
+        if held and start_ns + self._expected_ns(best) > min(held.values()):
+            return None
+        return best
+
+    def _before(self, device: DeviceState, best: Lane, urgent: Lane, floor_ns: int, start_ns: int, now_ns: int) -> Lane:
+        """Which of the two goes first: the more urgent lane of lower rank when it ends before `floor_ns`, where
+        somebody of higher rank must start, or when it has no deadline and waited beyond its patience."""
+        if best.soft and best.rank >> 1 < urgent.rank >> 1:
+            return best  # nothing says how long a request without a deadline may wait for a lower priority
+        if start_ns + self._expected_ns(urgent) <= floor_ns:
+            return urgent
+        if urgent.soft and urgent.latest_ns < start_ns and device.guard_ns <= now_ns:
+            device.guard_ns = start_ns + GUARD_RUNS * self._expected_ns(urgent)
+            return urgent
+        return best
+
+    def _hold_ns(self, lane: Lane) -> int:
+        """Until when to wait for company before running `lane` (0 = do not)."""
+        rows = lane.window_rows
+        policy = lane.queue.policy
+        if rows >= lane.cap_rows or rows < lane.rows:
+            return 0
+        if lane.kind is LaneKind.EAGER:
+            if policy.slo_ns is not None or not policy.max_queue_delay_ns or lane.rows in policy.preferred_rows:
+                return 0
+            if policy.preferred_rows and preferred_rows(lane, rows) < rows:
+                return 0
+            return lane.head.arrival_ns + policy.max_queue_delay_ns
+        if lane.kind is not LaneKind.DEADLINE or lane.short_gaps <= QUIET_SHARE * lane.gaps:
+            return 0
+        curve, factor = lane.curve, lane.latency.factor
+        head = lane.head
+        budget_ns = head.deadline_ns - head.arrival_ns
+        if (curve.ns[curve.index(rows)] + curve.ns[0]) * factor <= budget_ns:
+            return 0
+        last_moment_ns = head.deadline_ns - int(curve.ns[curve.index(rows + 1)] * factor)
+        return min(last_moment_ns, lane.last_arrival_ns + int(GAP_SHARE * budget_ns))
+
+    def _dispatch(self, state: SlotState, lane: Lane, start_ns: int, now_ns: int, refused: list[Refusal]) -> Dispatch:
+        queue = lane.queue
+        probing = queue.probe
+        batch = assemble(lane, start_ns)
+        for other in tuple(queue.active):
+            if not other.count:
+                self._deactivate(other)
+        slack_ns = batch.deadline_ns - start_ns - batch.expected_ns if batch.deadline_ns < NEVER_NS else NEVER_NS
+        dispatch = Dispatch(
+            queue,
+            state.slot,
+            batch.segments,
+            batch.rows,
+            batch.bucket,
+            batch.expected_ns,
+            batch.reason,
+            slack_ns,
+            now_ns,
+            refused,
+            start_ns,
+            probing is not None and queue.probe is None,
+        )
+        state.begin(dispatch)
+        queue.running[state.slot.device] += 1
+        queue.batches += 1
+        queue.dispatched_rows += batch.rows
+        queue.padded_rows += batch.bucket - batch.rows
+        if lane.count and lane.kind is LaneKind.DEADLINE:
+            # What is left behind may be doomed by the batch just closed: say so now.
+            free_ns = self._free_ns(queue, now_ns)
+            if free_ns > now_ns:
+                refused.extend(self._shed(lane, free_ns, now_ns))
+        return dispatch
+
+    # -- predicting and refusing -------------------------------------------------------------------------------------
+
+    def _free_ns(self, queue: ModelQueue, now_ns: int) -> int:
+        """When a slot is predicted to be free for `queue`; `now_ns` when one is."""
+        devices = self._devices_of[queue]
+        earliest_ns = NEVER_NS
+        for device in devices:
+            if queue.running[device.name] >= queue.policy.max_concurrent:
+                free_ns = device.free_for(queue, now_ns)
+            else:
+                free_ns = device.free_at(now_ns)
+            if free_ns < earliest_ns:
+                earliest_ns = free_ns
+        return earliest_ns
+
+    def _wait_ns(self, queue: ModelQueue, lane: Lane, now_ns: int) -> int:
+        """Predicted wait of a request without a deadline behind all that is queued for its model."""
+        curve = lane.curve
+        rows = min(lane.cap_rows, curve.efficient_rows)
+        batches = queue.pending_rows / rows / queue.parallel
+        return int(self._free_ns(queue, now_ns) - now_ns + batches * curve.ns[curve.index(rows)] * lane.latency.factor)
+
+    def _expected_ns(self, lane: Lane) -> int:
+        return int(lane.curve.ns[lane.curve.index(lane.window_rows)] * lane.latency.factor)
+
+    def _settle(self, lane: Lane, start_ns: int, now_ns: int, refused: list[Refusal]) -> None:
+        for request in lane.settle(start_ns):
+            self._let_go(lane.queue, request, start_ns, now_ns, refused)
+        if not lane.count:
+            self._deactivate(lane)
+
+    def _shed(self, lane: Lane, free_ns: int, now_ns: int) -> Sequence[Refusal]:
+        """Let go of the requests at the head of `lane` that are doomed when the next batch starts at `free_ns`."""
+        if lane.kind is not LaneKind.DEADLINE:
+            return NOTHING
+        forecast = 0
+        eagerness = lane.queue.policy.shed_eagerness
+        if eagerness:
+            forecast = int(eagerness * lane.arrivals_within(free_ns - now_ns))
+        count = lane.doomed(free_ns, forecast)
+        if not count:
+            return NOTHING
+        refused: list[Refusal] = []
+        for request in lane.pop(count):
+            self._let_go(lane.queue, request, free_ns, now_ns, refused)
+        if not lane.count:
+            self._deactivate(lane)
+        return refused
+
+    def _unreachable(
+        self, queue: ModelQueue, request: QueuedRequest, alone_ns: float, now_ns: int
+    ) -> Sequence[Refusal]:
+        pause_ns = max(PROBE_NS, int(PROBE_RUNS * alone_ns))
+        if (
+            request.deadline_ns > now_ns
+            and now_ns - max(queue.last_probe_ns, queue.last_done_ns) >= pause_ns
+            and queue.probe is None
+            and request.rows <= queue.cap_rows(request.shape)
+        ):
+            queue.last_probe_ns = now_ns
+            queue.probe = request
+            queue.probes += 1
+            queue.accepted += 1
+            request.demoted = True
+            self._place(queue, request, queue.soft_lane_for(request, LaneKind.EAGER))
+            return NOTHING
+        return self._refuse_arrival(queue, request, RefusalReason.UNREACHABLE, now_ns)
+
+    def _let_go(
+        self, queue: ModelQueue, request: QueuedRequest, free_ns: int, now_ns: int, refused: list[Refusal]
+    ) -> None:
+        """A queued request, already out of its lane, cannot make its deadline: refuse it, or keep it as best effort."""
+        self._forget(queue, request)
+        policy = queue.policy
+        kept = policy.late_policy == "best_effort" or policy.level(request.priority).timeout_action == "DELAY"
+        if kept and not request.demoted and request.rows <= queue.cap_rows(request.shape):
+            request.demoted = True
+            self._place(queue, request, queue.soft_lane_for(request, LaneKind.BEST_EFFORT))
+            return
+        reason = RefusalReason.EXPIRED if request.deadline_ns <= now_ns else RefusalReason.OVERLOADED
+        refused.append(self._refusal(queue, request, reason, free_ns, now_ns))
+
+    def _refuse_arrival(
+        self, queue: ModelQueue, request: QueuedRequest, reason: RefusalReason, now_ns: int
+    ) -> Sequence[Refusal]:
+        if reason is RefusalReason.UNREACHABLE and request.deadline_ns <= now_ns:
+            reason = RefusalReason.EXPIRED
+        return (self._refusal(queue, request, reason, self._free_ns(queue, now_ns), now_ns),)
+
+    def _refusal(
+        self, queue: ModelQueue, request: QueuedRequest, reason: RefusalReason, free_ns: int, now_ns: int
+    ) -> Refusal:
+        request.state = RequestState.GONE
+        request.lane = None
+        queue.refused[reason] += 1
+        wait_ns = max(0, free_ns - now_ns) + queue.latency.estimate(request.shape, request.rows, request.cost)
+        retry_ns = 0
+        if reason in (RefusalReason.OVERLOADED, RefusalReason.QUEUE_FULL):
+            self._hints = (self._hints + GOLDEN) % 1.0
+            retry_ns = int(max(MIN_RETRY_NS, wait_ns) * (1.0 + RETRY_SPREAD * self._hints))
+        return Refusal(request, reason, wait_ns, retry_ns)
+
+    # -- bookkeeping -------------------------------------------------------------------------------------------------
+
+    def _place(self, queue: ModelQueue, request: QueuedRequest, lane: Lane) -> None:
+        if not lane.count:
+            queue.active[lane] = None
+            for device in self._devices_of[queue]:
+                device.active[lane] = None
+        lane.push(request)
+        queue.pending_requests += 1
+        queue.pending_rows += request.rows - request.dispatched_rows
+        queue.pending_by_priority[request.priority] += 1
+
+    def _forget(self, queue: ModelQueue, request: QueuedRequest) -> None:
+        queue.pending_requests -= 1
+        queue.pending_rows -= request.rows - request.dispatched_rows
+        queue.pending_by_priority[request.priority] -= 1
+        if request is queue.probe:
+            queue.probe = None
+
+    def _deactivate(self, lane: Lane) -> None:
+        queue = lane.queue
+        queue.active.pop(lane, None)
+        for device in self._devices_of.get(queue, ()):
+            device.active.pop(lane, None)
