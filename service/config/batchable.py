@@ -94,11 +94,10 @@ def _demand_batchable(rows: Sequence[GraphTensor], outputs: Sequence[GraphTensor
         raise ConfigError("max_batch_size", "no input of the model can carry a batch; remove it")
     for kind, tensor in _ends(rows, outputs):
         if tensor.shape == () or (kind == "input" and tensor.shape and isinstance(tensor.first, int)):
-            advice = f", or name '{tensor.name}' in parameters[unbatched_inputs]" if kind == "input" else ""
             raise ConfigError(
                 "max_batch_size",
                 f"{declared.max_batch_size} asks for a batch dimension, but {kind} {tensor} has none; "
-                f"set it to 0 or remove it{advice}",
+                f"set it to 0 or remove it{_hint(kind, tensor, rows)}",
             )
 
 

@@ -60,19 +60,25 @@ def read_graph(path: Path) -> Graph:
     or lies outside its directory.
     """
     path = model_file(path)
+    graph: Graph | None = None
+    damage = ""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            view = memoryview(mapped)
+        if path.stat().st_size == 0:
+            raise ModelLoadError(f"{path}: is empty; expected an ONNX model")
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as view,
+        ):
             try:
                 graph = _read_model(view)
-            finally:
-                view.release()
+            except (_NotOnnx, DecodeError, UnicodeDecodeError) as error:
+                # Raised on after this block: the exception's frames hold views of the map, which then could not close.
+                damage = str(error)
     except OSError as error:
         raise ModelLoadError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # mmap refuses an empty file
-        raise ModelLoadError(f"{path}: is empty; expected an ONNX model") from error
-    except (_NotOnnx, DecodeError) as error:
-        raise ModelLoadError(f"{path}: is not an ONNX model or is damaged: {error}") from error
+    if graph is None:
+        raise ModelLoadError(f"{path}: is not an ONNX model or is damaged: {damage}")
     _check_external(path, graph.external_files)
     return graph
 
@@ -136,7 +142,7 @@ def _read_initializer(view: memoryview, found: _Found) -> str:
             header += view[start:end]
     tensor = TensorProto.FromString(bytes(header))
     _note_external(tensor, found)
-    return tensor.name
+    return str(tensor.name)
 
 
 def _note_external(tensor: TensorProto, found: _Found) -> None:

@@ -67,6 +67,8 @@ class Specific:
 
 VersionPolicy = Latest | All | Specific
 
+SERVE_NEWEST: VersionPolicy = Latest(1)
+
 
 class TimeoutAction(enum.Enum):
     """What happens to a request that waited too long: refused, or run after all that are still in time."""
@@ -220,7 +222,7 @@ class ModelConfig:
     platform: str = "onnxruntime_onnx"
     backend: str = "onnxruntime"
     default_model_filename: str = "model.onnx"
-    version_policy: VersionPolicy = Latest()
+    version_policy: VersionPolicy = SERVE_NEWEST
     dynamic_batching: DynamicBatching | None = None
     optimization: Optimization = Optimization()
     session: SessionTuning = SessionTuning()

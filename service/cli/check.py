@@ -1,0 +1,171 @@
+"""`onclock check DIR`: what a server would load from a repository, and why it would not load the rest.
+
+Promise: nothing is run and no weights are read, so it is safe and quick on any machine, in a pull request too. With a
+`probe` (the engine's, given by the command line) each version is loaded as well. Exit code 0 when every model would be
+served, else 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from service.clock import NS_PER_MS
+from service.config.complete import DEFAULT_MAX_BATCH_SIZE, Completed, complete
+from service.config.graph import read_graph
+from service.config.model import InstanceGroup, ModelConfig
+from service.config.pbtxt import CONFIG_FILENAME, to_text
+from service.errors import ConfigError, ModelLoadError
+from service.repository.layout import ModelFiles, Scan, VersionFiles, scan, scan_model
+from service.repository.version_policy import missing_versions, versions_to_serve
+from service.tensor import TensorSpec
+
+# Loads a version for real: returns what else there is to say, or raises ModelLoadError.
+Probe = Callable[[VersionFiles, Completed], Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What would become of one version (0: of the model as a whole). Either `completed` or `error` is set."""
+
+    model: str
+    version: int
+    completed: Completed | None
+    error: ModelLoadError | None
+    notes: tuple[str, ...] = ()
+
+
+def check(
+    repositories: Path | Sequence[Path],
+    default_max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+    gpus: Collection[int] | None = None,
+    verbose: bool = False,
+    probe: Probe | None = None,
+    console: Console | None = None,
+) -> int:
+    """Print what would be served from `repositories` (or from one model's directory); returns the exit code.
+
+    `gpus` are the CUDA devices to check instance groups against, None to leave them unchecked. `verbose` prints each
+    completed configuration. Raises `ModelLoadError` when a repository is no readable directory.
+    """
+    console = console or Console()
+    found = _scan([repositories] if isinstance(repositories, Path) else repositories)
+    findings = [finding for model in found.models for finding in examine(model, default_max_batch_size, gpus, probe)]
+    console.print(_table(findings))
+    for finding in findings:
+        name = f"{finding.model}/{finding.version}" if finding.version else finding.model
+        if finding.error is not None:
+            console.print(f"[red]fails[/red] {escape(name)}: {escape(_reason(finding.error))}", soft_wrap=True)
+        for note in finding.notes:
+            console.print(f"[yellow]note[/yellow]  {escape(name)}: {escape(note)}", soft_wrap=True)
+    for warning in found.warnings:
+        console.print(f"[yellow]left out[/yellow] {escape(str(warning))}", soft_wrap=True)
+    if verbose:
+        for finding in findings:
+            if finding.completed is not None:
+                console.print(f"\n# {finding.model}/{finding.version}/{CONFIG_FILENAME}, as completed", markup=False)
+                console.print(to_text(finding.completed.proto), markup=False, highlight=False, soft_wrap=True, end="")
+    if not findings:
+        console.print("no model found; expected DIR/<model>/<version>/model.onnx")
+    return 1 if not findings or any(finding.error is not None for finding in findings) else 0
+
+
+def examine(
+    model: ModelFiles,
+    default_max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+    gpus: Collection[int] | None = None,
+    probe: Probe | None = None,
+) -> list[Finding]:
+    """What would become of the versions of `model` that its policy wants, newest last."""
+    if model.error is not None:
+        return [Finding(model.name, 0, None, model.error)]
+    findings = []
+    numbers = [files.version for files in model.versions]
+    absent = missing_versions(numbers, model.version_policy)
+    if absent:
+        listed = ", ".join(str(version) for version in absent)
+        error = ConfigError("version_policy.specific.versions", f"{listed} not found in {model.directory}")
+        findings.append(Finding(model.name, 0, None, error))
+    wanted = versions_to_serve(numbers, model.version_policy)
+    for files in model.versions:
+        if files.version not in wanted:
+            continue
+        try:
+            graph = read_graph(files.model_path)
+            completed = complete(
+                model.config,
+                model.name,
+                graph.inputs,
+                graph.outputs,
+                graph.dynamic_quantisation,
+                default_max_batch_size,
+                gpus,
+            )
+            missing = [name for name in completed.config.labels.values() if not (model.directory / name).is_file()]
+            if missing:
+                raise ConfigError("output.label_filename", f"{model.directory / missing[0]} does not exist")
+            more = tuple(probe(files, completed)) if probe is not None else ()
+        except ModelLoadError as error:
+            findings.append(Finding(model.name, files.version, None, error))
+        else:
+            findings.append(Finding(model.name, files.version, completed, None, (*completed.notes, *more)))
+    return findings
+
+
+def _scan(repositories: Sequence[Path]) -> Scan:
+    """As `scan`; a directory that is a model itself stands for a repository of one."""
+    if len(repositories) == 1:
+        (directory,) = repositories
+        alone, warnings = scan_model(directory.resolve())
+        if alone.versions or (directory / CONFIG_FILENAME).is_file():
+            return Scan((alone,), warnings)
+    return scan(repositories)
+
+
+def _reason(error: ModelLoadError) -> str:
+    return f"{CONFIG_FILENAME}: {error}" if isinstance(error, ConfigError) and "/" not in error.path else str(error)
+
+
+def _table(findings: Sequence[Finding]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("model", "version", "state", "batching", "inputs", "outputs", "objective", "runs on"):
+        table.add_column(column, overflow="fold", no_wrap=column not in ("inputs", "outputs"))
+    for finding in findings:
+        version = str(finding.version) if finding.version else ""
+        if finding.completed is None:
+            table.add_row(escape(finding.model), version, "[red]fails[/red]")
+            continue
+        config = finding.completed.config
+        table.add_row(
+            escape(finding.model),
+            version,
+            "[green]loads[/green]",
+            _batching(config),
+            escape("\n".join(_tensor(spec) for spec in config.inputs)),
+            escape("\n".join(_tensor(spec) for spec in config.outputs)),
+            f"{config.objective.slo_ns / NS_PER_MS:g} ms" if config.objective.slo_ns is not None else "none",
+            ", ".join(_group(group) for group in config.instance_groups),
+        )
+    return table
+
+
+def _batching(config: ModelConfig) -> str:
+    if not config.batched:
+        return "no batch"
+    return f"{config.max_batch_size} rows" if config.joins_requests else f"{config.max_batch_size} rows, not joined"
+
+
+def _tensor(spec: TensorSpec) -> str:
+    sizes = ",".join("?" if size < 0 else str(size) for size in spec.full_shape)
+    return f"{spec.name} {spec.datatype.wire_name}[{sizes}]"
+
+
+def _group(group: InstanceGroup) -> str:
+    where = group.kind.value.removeprefix("KIND_").lower()
+    numbers = f" {','.join(str(gpu) for gpu in group.gpus)}" if group.gpus else ""
+    return f"{group.count}x {where}{numbers}" if group.count > 1 else f"{where}{numbers}"
