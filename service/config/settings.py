@@ -107,12 +107,18 @@ class Settings(BaseSettings):
         "max_in_flight requests of this size have to fit into memory.",
     )
     max_in_flight: int = Field(
-        128,
+        8192,
         ge=1,
-        le=4096,
-        description="Unary calls in progress at once, one thread each; more are refused immediately "
-        "(RESOURCE_EXHAUSTED). The default is twice the default largest batch: one batch runs while the next forms. "
-        "Past saturation more threads only make refusing slower.",
+        le=1_000_000,
+        description="Inference calls in progress at once (queued, running or being answered); more are refused before "
+        "their message is read (UNAVAILABLE). A call costs memory, not a thread; a model's own queue is usually full long before.",
+    )
+    max_in_flight_bytes: int = Field(
+        2 * 2**30,
+        ge=2**20,
+        le=2**40,
+        description="Bytes of requests in progress at once; more are refused (UNAVAILABLE). Bounds the memory that "
+        "clients can make the server hold.",
     )
     max_streams: int = Field(
         64,

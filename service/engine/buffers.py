@@ -1,0 +1,143 @@
+"""Buffers that a batch is merged into and answered from, bound to the session once.
+
+For one shape class an instance keeps one array per input and output, large enough for the largest batch seen. A batch
+of n rows uses the first n rows of each; the session is bound to those once per n and then only run. Merging a request
+is one copy of its bytes into its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.engine.session import Binding, OnnxSession
+from service.request import BatchOutput, InferenceRequest, InputData, ShapeClass
+from service.scheduler import Segment
+from service.tensor import Array, DataType, TensorSpec, element_count
+
+# Buffers grow by this factor, rounded up, so that a slowly growing batch does not allocate every time.
+_GROWTH = 1.25
+
+
+@dataclass(slots=True)
+class _Input:
+    index: int
+    spec: TensorSpec
+    row_shape: tuple[int, ...]
+    row_bytes: int
+    array: Array
+    view: memoryview
+
+
+@dataclass(slots=True)
+class Bound:
+    """The session bound to the first rows of the buffers, and those rows as the answer."""
+
+    binding: Binding
+    outputs: list[BatchOutput]
+
+
+def fixed_size(specs: Sequence[TensorSpec]) -> bool:
+    """Whether the tensors have fixed-size elements and known row shapes, so that they can be bound beforehand."""
+    return all(s.datatype.itemsize and all(d > 0 for d in s.shape) for s in specs)
+
+
+def bindable(shape: ShapeClass, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:
+    """Whether batches of this shape class can use bound buffers: no strings, no empty tensors, no open output
+    shapes."""
+    if not fixed_size(outputs) or not all(spec.datatype.itemsize for spec in inputs):
+        return False
+    return all(row is None or element_count(row) > 0 for row in shape.shapes)
+
+
+class ShapeBuffers:
+    """The buffers of one shape class on one instance. Used by one thread at a time."""
+
+    def __init__(
+        self, session: OnnxSession, shape: ShapeClass, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> None:
+        self._session = session
+        self._shape = shape
+        self._specs = inputs
+        self._output_specs = outputs
+        self._capacity = 0
+        self._inputs: list[_Input] = []
+        self._outputs: list[tuple[TensorSpec, Array]] = []
+        self._bound: dict[int, Bound] = {}
+
+    def reserve(self, rows: int, most: int) -> None:
+        """Make room for batches of `rows`; `most` is the largest that can come. Existing bindings are dropped."""
+        if rows <= self._capacity:
+            return
+        capacity = min(most, max(rows, int(self._capacity * _GROWTH) + 1))
+        self._bound.clear()
+        self._inputs = []
+        for index, (spec, row_shape) in enumerate(zip(self._specs, self._shape.shapes, strict=True)):
+            if row_shape is not None:
+                array = np.zeros((capacity, *row_shape) if spec.batched else row_shape, spec.datatype.dtype)
+                row_bytes = element_count(row_shape) * spec.datatype.itemsize
+                self._inputs.append(_Input(index, spec, row_shape, row_bytes, array, bytes_of(array)))
+        self._outputs = [
+            (spec, np.zeros((capacity, *spec.shape) if spec.batched else spec.shape, spec.datatype.dtype))
+            for spec in self._output_specs
+        ]
+        self._capacity = capacity
+
+    def merge(self, segments: Sequence[Segment]) -> None:
+        """Copy the segments' rows one after another into the input buffers."""
+        for target in self._inputs:
+            index, row_bytes, view = target.index, target.row_bytes, target.view
+            if not target.spec.batched:
+                request = segments[0].request
+                assert isinstance(request, InferenceRequest)
+                view[:] = request.inputs[index]  # type: ignore[assignment]
+                continue
+            position = 0
+            for segment in segments:
+                data = segment.request.inputs[index]  # type: ignore[attr-defined]
+                end = position + segment.rows * row_bytes
+                if segment.rows != segment.request.rows:
+                    first = segment.first_row * row_bytes
+                    data = memoryview(data)[first : first + segment.rows * row_bytes]
+                view[position:end] = data
+                position = end
+
+    def bound(self, rows: int) -> Bound:
+        """The session bound to the first `rows` rows. Room for them must have been reserved."""
+        bound = self._bound.get(rows)
+        if bound is None:
+            inputs = [(i.spec, i.array[:rows] if i.spec.batched else i.array) for i in self._inputs]
+            outputs = [(spec, array[:rows] if spec.batched else array) for spec, array in self._outputs]
+            bound = Bound(self._session.bind(inputs, outputs), [batch_output(s, a, rows) for s, a in outputs])
+            self._bound[rows] = bound
+        return bound
+
+
+def bytes_of(array: Array) -> memoryview:
+    """The bytes of a C-contiguous array of fixed-size elements, writable if it is."""
+    return array.reshape(-1).view(np.uint8).data
+
+
+def batch_output(spec: TensorSpec, array: Array, rows: int) -> BatchOutput:
+    """An output array as the answer of a batch of `rows`.
+
+    A batched output whose first dimension is not the batch's belongs to a request that ran alone: it is given whole.
+    """
+    if spec.batched and (array.ndim == 0 or array.shape[0] != rows):
+        spec = TensorSpec(spec.name, spec.datatype, array.shape, batched=False)
+    if spec.datatype is DataType.BYTES:
+        return BatchOutput(spec, array.shape, array, None, 0)
+    view = bytes_of(np.ascontiguousarray(array))
+    return BatchOutput(spec, array.shape, array, view, len(view) // rows if spec.batched else len(view))
+
+
+def as_array(data: InputData, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    """A request's tensor as an array of `shape`; a copy only where the bytes are not aligned for their type."""
+    if isinstance(data, np.ndarray):
+        return data.reshape(shape)
+    array = np.frombuffer(data, spec.datatype.dtype)
+    if not array.flags.aligned:
+        array = array.copy()
+    return array.reshape(shape)

@@ -1,0 +1,133 @@
+"""The session pool: the instances of one model version on one device, and how they run a batch.
+
+An instance is what may execute at the same time as another: on the CPU a set of buffers over one shared session
+(sessions are safe to share there and weights exist once), on a GPU a session and a stream of its own. The scheduler
+never dispatches more batches of a model than it has instances, so taking one never waits.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.clock import now_ns
+from service.engine.buffers import ShapeBuffers, as_array, batch_output, bindable
+from service.engine.session import OnnxSession
+from service.errors import ExecutionFailed
+from service.request import BatchOutput, ShapeClass
+from service.scheduler import Segment
+from service.tensor import Array, DataType, TensorSpec
+
+# Shape classes whose buffers an instance keeps: as many as the latency model keeps tables for. The least recently used
+# goes first; a model with more live shapes than that pays for allocation again.
+MAX_SHAPES = 16
+
+
+@dataclass(slots=True)
+class Executed:
+    """A batch that was run: its outputs (valid until the instance is released) and when computing began and ended."""
+
+    outputs: list[BatchOutput]
+    started_ns: int
+    finished_ns: int
+
+
+class Instance:
+    """One set of buffers on one session."""
+
+    def __init__(
+        self,
+        session: OnnxSession,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        max_rows: int,
+    ) -> None:
+        self.session = session
+        self._inputs = inputs
+        self._outputs = outputs
+        self._max_rows = max_rows
+        self._buffers: OrderedDict[ShapeClass, ShapeBuffers] = OrderedDict()
+        # Set when a run showed that the declared output shapes are not what the model answers.
+        self.undeclared_shapes = False
+
+    def run(self, segments: Sequence[Segment], rows: int, bucket: int) -> Executed:
+        """Run the rows of `segments`, all of one shape class, padded up to `bucket` rows.
+
+        Raises `ExecutionFailed` or `OutOfMemory`; the instance stays usable.
+        """
+        shape: ShapeClass = segments[0].request.shape  # type: ignore[assignment]
+        if self.undeclared_shapes or not bindable(shape, self._inputs, self._outputs):
+            return self._run_unbound(segments, shape, rows)
+        buffers = self._buffers.get(shape)
+        if buffers is None:
+            if len(self._buffers) >= MAX_SHAPES:
+                self._buffers.popitem(last=False)
+            buffers = self._buffers[shape] = ShapeBuffers(self.session, shape, self._inputs, self._outputs)
+        elif len(self._buffers) > 1:
+            self._buffers.move_to_end(shape)
+        buffers.reserve(bucket, self._max_rows)
+        buffers.merge(segments)
+        bound = buffers.bound(bucket)
+        started_ns = now_ns()
+        self.session.run_bound(bound.binding)
+        return Executed(bound.outputs, started_ns, now_ns())
+
+    def _run_unbound(self, segments: Sequence[Segment], shape: ShapeClass, rows: int) -> Executed:
+        feeds: dict[str, tuple[TensorSpec, Array]] = {}
+        for index, (spec, row_shape) in enumerate(zip(self._inputs, shape.shapes, strict=True)):
+            if row_shape is not None:
+                feeds[spec.name] = (spec, _merged(segments, index, spec, row_shape))
+        started_ns = now_ns()
+        answers = self.session.run(feeds, self._outputs)
+        finished_ns = now_ns()
+        outputs = [batch_output(spec, array, rows) for spec, array in zip(self._outputs, answers, strict=True)]
+        if len(segments) > 1:
+            for spec, output in zip(self._outputs, outputs, strict=True):
+                if spec.batched and not output.spec.batched:
+                    raise ExecutionFailed(
+                        f"output '{spec.name}' has shape {list(output.shape)} for a batch of {rows} rows: "
+                        "its rows cannot be told apart"
+                    )
+        return Executed(outputs, started_ns, finished_ns)
+
+
+def _merged(segments: Sequence[Segment], index: int, spec: TensorSpec, row_shape: tuple[int, ...]) -> Array:
+    parts: list[Array] = []
+    for segment in segments:
+        request = segment.request
+        data = request.inputs[index]  # type: ignore[attr-defined]
+        array = as_array(data, spec, (request.rows, *row_shape) if spec.batched else row_shape)
+        if not spec.batched:
+            return array
+        if segment.rows != request.rows:
+            array = array[segment.first_row : segment.first_row + segment.rows]
+        parts.append(array)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class SessionPool:
+    """The free instances of one model version on one device."""
+
+    def __init__(self, instances: Sequence[Instance]) -> None:
+        self.instances = tuple(instances)
+        # Appending to and popping from a list are atomic; the scheduler guarantees that one is free.
+        self._free = list(instances)
+
+    def acquire(self) -> Instance:
+        """An instance that nobody else uses."""
+        return self._free.pop()
+
+    def release(self, instance: Instance) -> None:
+        """Give an instance back; its last outputs are no longer valid."""
+        self._free.append(instance)
+
+
+def undeclared(outputs: Sequence[TensorSpec], arrays: Sequence[Array]) -> bool:
+    """Whether answers have other trailing shapes or datatypes than declared (-1 fits anything)."""
+    return any(
+        not spec.accepts(array.shape) or (spec.datatype is not DataType.BYTES and array.dtype != spec.datatype.dtype)
+        for spec, array in zip(outputs, arrays, strict=True)
+    )

@@ -1,0 +1,157 @@
+"""The threads that run batches: one per run slot of a device, shared by all models on it.
+
+A worker asks the scheduler for the next step, executes it, and asks again. Decisions are made under one lock,
+everything else (merging, running, answering, logging) outside it. An arrival that may change what a sleeping worker is
+waiting for wakes it. Thousands of models need no more threads than their devices have slots.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+from service.clock import NS_PER_S, now_ns
+from service.engine.devices import Device
+from service.scheduler import (
+    Dispatch,
+    LatencyModel,
+    ModelQueue,
+    QueuedRequest,
+    QueuePolicy,
+    Refusal,
+    Scheduler,
+    Slot,
+    WaitUntil,
+)
+
+# A worker that finds nothing to wait for looks again after this long: no wait is without a bound.
+MAX_SLEEP_S = 60.0
+
+
+class Executor(Protocol):
+    """Runs the batches of one model. None of its methods raises: what goes wrong is answered to the requests."""
+
+    def execute(self, dispatch: Dispatch) -> tuple[int | None, int]:
+        """Run a batch and answer its requests; (duration in ns, None if it failed; rows answered late)."""
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer a request that will not be run."""
+
+
+class _Worker:
+    """A slot's thread and how to wake it. `sleeping` is read and written under the runtime's lock only."""
+
+    __slots__ = ("sleeping", "slot", "thread", "wake")
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        self.sleeping = False
+        # A lock as a binary semaphore: cheaper than a condition, which makes a new lock for every wait.
+        self.wake = threading.Lock()
+        self.wake.acquire()
+        self.thread: threading.Thread | None = None
+
+
+class Runtime:
+    """The scheduler of this process, its lock and its workers."""
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        slots = [Slot(device.name, index) for device in devices for index in range(device.slots)]
+        self._scheduler = Scheduler(slots)
+        self._workers = {slot: _Worker(slot) for slot in slots}
+        self._lock = threading.Lock()
+        self._stopping = False
+
+    def start(self) -> None:
+        """Start the workers."""
+        for worker in self._workers.values():
+            worker.thread = threading.Thread(
+                target=self._work, args=(worker,), name=f"run-{worker.slot.device}-{worker.slot.index}", daemon=True
+            )
+            worker.thread.start()
+
+    def stop(self) -> None:
+        """End the workers after the batches they are running."""
+        with self._lock:
+            self._stopping = True
+            for worker in self._workers.values():
+                self._wake(worker)
+        for worker in self._workers.values():
+            if worker.thread is not None:
+                worker.thread.join()
+
+    def add(self, policy: QueuePolicy, latency: LatencyModel) -> ModelQueue:
+        """Begin to schedule a model. The `payload` of every request queued for it is its `Executor`."""
+        with self._lock:
+            return self._scheduler.add_queue(policy, latency)
+
+    def remove(self, queue: ModelQueue) -> list[QueuedRequest]:
+        """Stop scheduling a model; the requests that were still queued are handed back."""
+        with self._lock:
+            return self._scheduler.remove_queue(queue)
+
+    def enqueue(self, queue: ModelQueue, request: QueuedRequest, now: int) -> Sequence[Refusal]:
+        """Queue a request. The refusals it causes, perhaps its own, are the caller's to answer."""
+        with self._lock:
+            refused = self._scheduler.enqueue(queue, request, now)
+            slot = self._scheduler.idle_slot(queue)
+            if slot is not None:
+                self._wake(self._workers[slot])
+        return refused
+
+    def cancel(self, request: QueuedRequest) -> bool:
+        """Remove a request that is still queued; False when it is running or done."""
+        with self._lock:
+            return self._scheduler.cancel(request)
+
+    def lower_cap(self, queue: ModelQueue, request: QueuedRequest, rows: int) -> None:
+        """The device ran out of memory: never batch requests of this shape above `rows` again."""
+        with self._lock:
+            self._scheduler.lower_cap(queue, request.shape, rows)
+
+    def _wake(self, worker: _Worker) -> None:
+        if worker.sleeping:
+            worker.sleeping = False
+            worker.wake.release()
+
+    def _sleep(self, worker: _Worker, timeout_s: float) -> None:
+        if worker.wake.acquire(timeout=timeout_s):
+            return
+        with self._lock:
+            woken = not worker.sleeping
+            worker.sleeping = False
+        if woken:
+            # Woken between the timeout and the lock: the permit is there and must not be left for the next sleep.
+            worker.wake.acquire()
+
+    def _work(self, worker: _Worker) -> None:
+        scheduler, slot, lock = self._scheduler, worker.slot, self._lock
+        done: tuple[Dispatch, int | None, int] | None = None
+        while True:
+            now = now_ns()
+            with lock:
+                if done is not None:
+                    dispatch, actual_ns, late_rows = done
+                    scheduler.completed(dispatch, now, actual_ns, late_rows)
+                    done = None
+                if self._stopping:
+                    return
+                step = scheduler.next_step(slot, now)
+                if not isinstance(step, Dispatch) and not step.refused:
+                    worker.sleeping = True
+            for refusal in step.refused:
+                executor_of(refusal.request).refuse(refusal)
+            if isinstance(step, Dispatch):
+                done = (step, *executor_of(step.segments[0].request).execute(step))
+            elif not step.refused:
+                timeout_s = MAX_SLEEP_S
+                if isinstance(step, WaitUntil):
+                    timeout_s = min(timeout_s, max(0.0, (step.at_ns - now) / NS_PER_S))
+                self._sleep(worker, timeout_s)
+
+
+def executor_of(request: QueuedRequest) -> Executor:
+    """Who runs and answers a request: its payload."""
+    executor: Executor = request.payload
+    return executor

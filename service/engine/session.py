@@ -1,0 +1,131 @@
+"""One ONNX Runtime session: a model on a device, run with whole batches.
+
+Promise: the providers asked for are the providers used, or the load fails with the reason. ONNX Runtime's Python layer
+can rebuild a failing session on other providers by itself; that is switched off, since a latency service must not
+quietly move to a slower device. What the runtime raises becomes `ExecutionFailed` or `OutOfMemory` here, with the cause
+kept.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from service.engine.options import SessionPlan
+from service.errors import ExecutionFailed, ModelLoadError, OutOfMemory, ServiceError
+from service.tensor import Array, DataType, TensorSpec
+
+# Fragments of ONNX Runtime's messages (BFC arena, CUDA allocator, CPU allocator) when a device has no memory left.
+_OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "bad allocation", "std::bad_alloc", "CUDA error 2:")
+# A runtime message can quote whole shapes and paths; the first line says what failed.
+_MAX_MESSAGE = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A session's inputs and outputs bound to fixed buffers of one size."""
+
+    io: Any
+
+
+class OnnxSession:
+    """A loaded model. `run` and `run_bound` may be called from several threads at once on the CPU."""
+
+    def __init__(self, path: Path, plan: SessionPlan) -> None:
+        """Load `path` as `plan` says. Raises `ModelLoadError`."""
+        try:
+            session = ort.InferenceSession(str(path), plan.options(), providers=list(plan.providers))
+        except Exception as error:
+            raise ModelLoadError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
+        session.disable_fallback()
+        taken = session.get_providers()
+        for name, _ in plan.providers:
+            if name not in taken:
+                raise ModelLoadError(
+                    f"{path}: execution provider {name} was asked for, but the session uses {', '.join(taken)}; "
+                    "install what it needs or ask for another device"
+                )
+        self.providers: tuple[str, ...] = tuple(taken)
+        self.inputs = tuple((node.name, node.type, list(node.shape)) for node in session.get_inputs())
+        self.outputs = tuple((node.name, node.type, list(node.shape)) for node in session.get_outputs())
+        self._session = session
+        # The C object under the Python wrapper: its checks of names and fallbacks cost more than a tiny model.
+        self._core = session._sess
+        self._cpu = ort.OrtDevice.make("cpu", 0)._get_c_device()
+
+    def bind(self, inputs: Sequence[tuple[TensorSpec, Array]], outputs: Sequence[tuple[TensorSpec, Array]]) -> Binding:
+        """Bind CPU arrays: the session reads and writes them in place, so they must outlive the binding."""
+        io = self._session.io_binding()._iobinding
+        for spec, array in inputs:
+            io.bind_input(spec.name, self._cpu, _element_type(spec), list(array.shape), array.ctypes.data)
+        for spec, array in outputs:
+            io.bind_output(spec.name, self._cpu, _element_type(spec), list(array.shape), array.ctypes.data)
+        return Binding(io)
+
+    def run_bound(self, binding: Binding) -> None:
+        """Run on a binding's buffers. Raises `ExecutionFailed` or `OutOfMemory`."""
+        try:
+            self._core.run_with_iobinding(binding.io, None)
+        except Exception as error:
+            raise _translate(error) from error
+
+    def run(self, feeds: Mapping[str, tuple[TensorSpec, Array]], outputs: Sequence[TensorSpec]) -> list[Array]:
+        """Run on any arrays (BF16 as uint16, BYTES as object arrays of str); the answers are new arrays.
+
+        Raises `ExecutionFailed` or `OutOfMemory`.
+        """
+        values = {name: _value(spec, array) for name, (spec, array) in feeds.items()}
+        names = [spec.name for spec in outputs]
+        try:
+            if any(spec.datatype is DataType.BF16 for spec in outputs):
+                as_values = {
+                    n: v if isinstance(v, ort.OrtValue) else ort.OrtValue.ortvalue_from_numpy(v)
+                    for n, v in values.items()
+                }
+                results = self._session.run_with_ort_values(names, as_values)
+                return [_bits(r) if s.datatype is DataType.BF16 else r.numpy() for s, r in zip(outputs, results)]
+            answers: list[Array] = self._core.run(names, values, None)
+        except Exception as error:
+            raise _translate(error) from error
+        for spec, answer in zip(outputs, answers, strict=True):
+            if not isinstance(answer, np.ndarray):
+                raise ExecutionFailed(f"output '{spec.name}' is a {type(answer).__name__}, not a tensor")
+        return answers
+
+
+def _element_type(spec: TensorSpec) -> Any:
+    return spec.datatype.onnx_type if spec.datatype is DataType.BF16 else spec.datatype.dtype
+
+
+def _value(spec: TensorSpec, array: Array) -> Any:
+    if spec.datatype is DataType.BF16:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), DataType.BF16.onnx_type)
+    return array
+
+
+def _bits(value: Any) -> Array:
+    """The elements of a BF16 value as uint16: NumPy has no such type, so they are read where they are."""
+    shape = tuple(value.shape())
+    count = int(np.prod(shape))
+    if count == 0:
+        return np.empty(shape, np.uint16)
+    source = (ctypes.c_uint16 * count).from_address(value.data_ptr())
+    return np.ctypeslib.as_array(source).reshape(shape).copy()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:_MAX_MESSAGE] if lines else type(error).__name__
+
+
+def _translate(error: Exception) -> ServiceError:
+    message = _first_line(error)
+    if isinstance(error, MemoryError) or any(fragment in str(error) for fragment in _OUT_OF_MEMORY):
+        return OutOfMemory(message)
+    return ExecutionFailed(message)

@@ -1,0 +1,247 @@
+"""Warm-up: run a model before it is ready, so that the first client does not pay for allocations, and learn how long each batch
+size takes.
+
+Every rung of the bucket ladder is run, small to large until the largest that can matter (its latency exceeds the
+objective, or the time budget is spent), then timed from large to small. The median of the timed runs is the latency
+table.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from service.clock import NEVER_NS, now_ns
+from service.config.model import ModelConfig, Warmup, WarmupData, WarmupInput
+from service.engine.buffers import as_array
+from service.engine.pool import Instance
+from service.errors import ModelLoadError, ServiceError
+from service.request import BatchOutput, InferenceRequest, InputData, ShapeClass
+from service.scheduler import Segment, bucket_ladder
+from service.tensor import Array, DataType, TensorSpec, decode_bytes, element_count
+
+# Runs per rung: the first ones are cold (allocation, page faults), the median of twenty is stable to a few percent.
+DISCARDED_RUNS = 3
+TIMED_RUNS = 20
+# A batch somewhat slower than the objective can still matter: the objective may be missed by the estimate's error.
+BEYOND_SLO = 1.25
+# Open dimensions are tried at these sizes, in this order: a short sequence, a small and a usual picture, one element.
+OPEN_DIMENSIONS = (32, 224, 8, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class LatencySample:
+    """Latencies of one batch size, nanoseconds. `runs` timed runs."""
+
+    p50_ns: int
+    p99_ns: int
+    runs: int
+
+
+@dataclass(slots=True)
+class Measured:
+    """What warm-up found: the shape it ran and the latency of each rung; `complete` if every rung up to the largest batch
+    was run."""
+
+    shape: ShapeClass
+    table: dict[int, LatencySample]
+    complete: bool
+
+
+class _Nobody:
+    """The responder of warm-up requests: their answers are not sent."""
+
+    def answer(self, request: InferenceRequest, outputs: Sequence[BatchOutput], first_row: int) -> None: ...
+
+    def fail(self, request: InferenceRequest, error: ServiceError) -> None: ...
+
+
+_NOBODY = _Nobody()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row of inputs to warm up with: its shape class and each input's data (of the whole tensor if not batched)."""
+
+    shape: ShapeClass
+    inputs: tuple[InputData | None, ...]
+
+
+def samples(config: ModelConfig, directory: Path) -> list[Sample]:
+    """Inputs to try, most likely to be accepted first: the configuration's `model_warmup`, else generated ones.
+
+    Zeros are the safest contents for integers (indices, ids, lengths); a model that refuses them may take ones.
+    """
+    if config.warmups:
+        return [_configured(config, warmup, directory) for warmup in config.warmups]
+    has_open = any(-1 in spec.shape for spec in config.inputs)
+    sizes = OPEN_DIMENSIONS if has_open else OPEN_DIMENSIONS[:1]
+    return [_generated(config, size, fill) for size in sizes for fill in (0, 1)]
+
+
+def _generated(config: ModelConfig, size: int, fill: int) -> Sample:
+    rng = np.random.default_rng(0)
+    shapes: list[tuple[int, ...] | None] = []
+    inputs: list[InputData | None] = []
+    for spec in config.inputs:
+        if spec.optional:
+            shapes.append(None)
+            inputs.append(None)
+            continue
+        shape = tuple(size if d == -1 else d for d in spec.shape)
+        shapes.append(shape)
+        inputs.append(_fill(spec, shape, fill, rng))
+    return Sample(_shape_class(shapes), tuple(inputs))
+
+
+def _fill(spec: TensorSpec, shape: tuple[int, ...], fill: int, rng: np.random.Generator | None) -> InputData:
+    count = element_count(shape)
+    if spec.datatype is DataType.BYTES:
+        array = np.empty(count, dtype=object)
+        array[:] = str(fill)
+        return array
+    if rng is not None and spec.datatype in (DataType.FP16, DataType.FP32, DataType.FP64):
+        # Ordinary numbers: zeros can be faster (or, as denormals, slower) than real data.
+        return rng.standard_normal(count).astype(spec.datatype.dtype).tobytes()
+    if spec.datatype is DataType.BF16:
+        return np.full(count, 0x3F80 * fill, np.uint16).tobytes()
+    return np.full(count, fill, spec.datatype.dtype).tobytes()
+
+
+def _configured(config: ModelConfig, warmup: Warmup, directory: Path) -> Sample:
+    given = {item.spec.name: item for item in warmup.inputs}
+    rng = np.random.default_rng(0)
+    shapes: list[tuple[int, ...] | None] = []
+    inputs: list[InputData | None] = []
+    for spec in config.inputs:
+        item = given.get(spec.name)
+        shapes.append(None if item is None else item.shape)
+        inputs.append(None if item is None else _warmup_data(item, directory, rng))
+    return Sample(_shape_class(shapes), tuple(inputs))
+
+
+def _warmup_data(item: WarmupInput, directory: Path, rng: np.random.Generator) -> InputData:
+    count = element_count(item.shape)
+    if item.data is WarmupData.ZERO:
+        return _fill(item.spec, item.shape, 0, None)
+    if item.data is WarmupData.RANDOM:
+        if item.spec.datatype.dtype.kind in "iu":
+            limit = min(100, 2 ** (8 * item.spec.datatype.itemsize - 1) - 1)
+            return rng.integers(0, limit, count).astype(item.spec.datatype.dtype).tobytes()
+        return _fill(item.spec, item.shape, 1, rng)
+    path = directory / "warmup" / item.file
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ModelLoadError(f"{path}: warm-up data cannot be read: {error.strerror}") from error
+    if item.spec.datatype is DataType.BYTES:
+        array = np.empty(count, dtype=object)
+        array[:] = [bytes(element).decode() for element in decode_bytes(raw, count, item.spec.name).tolist()]
+        return array
+    expected = count * item.spec.datatype.itemsize
+    if len(raw) < expected:
+        raise ModelLoadError(f"{path}: {len(raw)} bytes, expected {expected} for input '{item.spec.name}'")
+    return raw[:expected]
+
+
+def _shape_class(shapes: Sequence[tuple[int, ...] | None]) -> ShapeClass:
+    cost = sum(element_count(shape) for shape in shapes if shape is not None)
+    return ShapeClass(tuple(shapes), (), max(1, cost))
+
+
+def vary(sample: Sample, config: ModelConfig) -> Sample:
+    """Another row of the same shape: other numbers in floating-point inputs, everything else the same."""
+    rng = np.random.default_rng(1)
+    inputs: list[InputData | None] = []
+    for spec, shape, data in zip(config.inputs, sample.shape.shapes, sample.inputs, strict=True):
+        floating = spec.datatype in (DataType.FP16, DataType.FP32, DataType.FP64)
+        # Four times as large: what scales over the batch shows.
+        inputs.append(
+            (rng.standard_normal(element_count(shape)) * 4).astype(spec.datatype.dtype).tobytes()
+            if shape is not None and floating and spec.batched
+            else data
+        )
+    return Sample(sample.shape, tuple(inputs))
+
+
+def batch_arrays(rows: Sequence[Sample], config: ModelConfig) -> dict[str, tuple[TensorSpec, Array]]:
+    """The inputs of a batch of `rows`, all of one shape, as arrays."""
+    feeds: dict[str, tuple[TensorSpec, Array]] = {}
+    for index, (spec, shape) in enumerate(zip(config.inputs, rows[0].shape.shapes, strict=True)):
+        if shape is not None:
+            given = [data for row in rows if (data := row.inputs[index]) is not None]
+            parts = [as_array(data, spec, (1, *shape) if spec.batched else shape) for data in given]
+            feeds[spec.name] = (spec, np.concatenate(parts) if spec.batched else parts[0])
+    return feeds
+
+
+def requests(sample: Sample, config: ModelConfig, rows: int) -> list[Segment]:
+    """`rows` single-row requests of a sample, as a batch's segments."""
+    return [
+        Segment(InferenceRequest(1, 0, NEVER_NS, 1, sample.shape, sample.inputs, _NOBODY, None, b""), 0, 1)
+        for _ in range(rows if config.batched else 1)
+    ]
+
+
+def first_run(instance: Instance, config: ModelConfig, candidates: Sequence[Sample]) -> tuple[Sample | None, str]:
+    """The first candidate the model accepts, or None and the reason of the last refusal."""
+    reason = "no warm-up input"
+    for sample in candidates:
+        try:
+            instance.run(requests(sample, config, 1), 1, 1)
+        except ServiceError as error:
+            reason = str(error)
+        else:
+            return sample, ""
+    return None, reason
+
+
+def measure(
+    instance: Instance, config: ModelConfig, sample: Sample, max_rows: int, slo_ns: int | None, budget_ns: int
+) -> Measured:
+    """Latency per rung of the ladder up to `max_rows`. Raises `ServiceError` when the model fails on a larger batch."""
+    start_ns = now_ns()
+    rungs = bucket_ladder(max_rows)
+    cold: dict[int, int] = {}
+    for rows in rungs:
+        segments = requests(sample, config, rows)
+        cold[rows] = _time(instance, segments, rows)
+        spent_ns = now_ns() - start_ns
+        if slo_ns is not None and cold[rows] > BEYOND_SLO * slo_ns and rows > 1:
+            # Cold runs overstate: only a second one shows that the size is really out of reach.
+            cold[rows] = min(cold[rows], _time(instance, segments, rows))
+            if cold[rows] > BEYOND_SLO * slo_ns:
+                break
+        if spent_ns > budget_ns // 2:
+            break
+    table: dict[int, LatencySample] = {}
+    left = sorted(cold, reverse=True)
+    for index, rows in enumerate(left):
+        share_ns = max(0, budget_ns - (now_ns() - start_ns)) // (len(left) - index)
+        runs = min(TIMED_RUNS, max(1, share_ns // max(1, cold[rows]) - DISCARDED_RUNS))
+        segments = requests(sample, config, rows)
+        for _ in range(DISCARDED_RUNS if runs > 1 else 0):
+            _time(instance, segments, rows)
+        times = sorted(_time(instance, segments, rows) for _ in range(runs))
+        if runs == 1:
+            times.append(min(times[0], cold[rows]))
+            times.sort()
+        table[rows] = LatencySample(
+            int(statistics.median(times)), times[min(len(times) - 1, len(times) * 99 // 100)], runs
+        )
+    return Measured(sample.shape, dict(sorted(table.items())), left[0] == max_rows)
+
+
+def time_rows(instance: Instance, config: ModelConfig, sample: Sample, rows: int) -> int:
+    """Nanoseconds of one run of `rows` rows, merging included."""
+    return _time(instance, requests(sample, config, rows), rows)
+
+
+def _time(instance: Instance, segments: list[Segment], rows: int) -> int:
+    start_ns = now_ns()
+    instance.run(segments, rows, rows)
+    return now_ns() - start_ns

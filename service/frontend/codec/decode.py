@@ -1,0 +1,175 @@
+"""Bytes to `InferenceRequest`: the plan from the header, views of the data, and every check that must come before a batch.
+
+A request that passes here can be merged with any other of the same shape class without harm to it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from service.errors import InvalidRequest
+from service.frontend.codec.contents import from_contents, has_contents, text_array
+from service.frontend.codec.plan import PlannedInput, RequestPlan, ServedModel, make_plan
+from service.frontend.codec.wire import split
+from service.pb.grpc_service_pb2 import ModelInferRequest
+from service.request import InputData, ShapeClass
+from service.tensor import DataType, decode_bytes
+
+# Plans kept. A client has a handful of headers; a flood of different ones empties the cache and costs only their
+# parsing.
+MAX_PLANS = 4096
+# Longer headers are not worth keeping: parsing them is a small part of the work they announce.
+MAX_PLAN_HEADER = 16 * 1024
+
+
+class Repository(Protocol):
+    """Where models are looked up. `generation` changes whenever a lookup might answer differently."""
+
+    generation: int
+
+    def lookup(self, name: str, version: str) -> ServedModel:
+        """The model version that serves requests for `name` and `version` ("" = latest), or a `ServiceError`."""
+
+
+class Decoded:
+    """A checked request: its plan, its tensors in the order of the model's inputs, its shape class and its id."""
+
+    __slots__ = ("inputs", "plan", "request_id", "shape")
+
+    def __init__(self, plan: RequestPlan, inputs: list[InputData | None], shape: ShapeClass, request_id: bytes) -> None:
+        self.plan = plan
+        self.inputs = inputs
+        self.shape = shape
+        self.request_id = request_id
+
+
+class Decoder:
+    """Decodes requests for the models of one repository. Used by one thread."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._plans: dict[bytes, RequestPlan] = {}
+
+    def decode(self, message: bytes) -> Decoded:
+        """Decode a serialized `ModelInferRequest`.
+
+        Raises `ServiceError`: the model cannot be found, or the request is malformed, inconsistent or unsupported.
+        """
+        parts = split(message)
+        if parts is None or not parts.raws:
+            return self._decode_any(message)
+        plan = self._plans.get(parts.header)
+        if plan is None or plan.generation != self._repository.generation:
+            parsed = _parse(parts.header)
+            plan = self._plan(parsed)
+            _refuse_contents(parsed, plan)
+            if len(parts.header) <= MAX_PLAN_HEADER:
+                if len(self._plans) >= MAX_PLANS:
+                    self._plans.clear()
+                self._plans[parts.header] = plan
+        request_id = parts.request_id
+        if request_id and not request_id.isascii():
+            _check_text(request_id)
+        raws = parts.raws
+        if len(raws) != len(plan.inputs):
+            raise _wrong_number_of_raws(len(raws), plan)
+        view = memoryview(message)
+        inputs: list[InputData | None] = [None] * plan.input_slots
+        for planned, (start, end) in zip(plan.inputs, raws, strict=True):
+            if planned.nbytes != end - start or planned.datatype is DataType.BOOL:
+                inputs[planned.index] = _checked(planned, view[start:end], plan)
+            else:
+                inputs[planned.index] = view[start:end]
+        return Decoded(plan, inputs, plan.shape or _with_sides(plan, inputs), request_id)
+
+    def _plan(self, parsed: Any) -> RequestPlan:
+        model = self._repository.lookup(parsed.model_name, parsed.model_version)
+        return make_plan(parsed, model, self._repository.generation)
+
+    def _decode_any(self, message: bytes) -> Decoded:
+        """The slow path: typed contents, or fields in an unusual order."""
+        parsed = _parse(message)
+        plan = self._plan(parsed)
+        raws = parsed.raw_input_contents
+        inputs: list[InputData | None] = [None] * plan.input_slots
+        if raws:
+            _refuse_contents(parsed, plan)
+            if len(raws) != len(plan.inputs):
+                raise _wrong_number_of_raws(len(raws), plan)
+            for planned, raw in zip(plan.inputs, raws, strict=True):
+                inputs[planned.index] = _checked(planned, memoryview(raw), plan)
+        else:
+            for planned, tensor in zip(plan.inputs, parsed.inputs, strict=True):
+                if planned.count == 0 and not has_contents(tensor):
+                    empty = np.empty(0, dtype=object) if planned.datatype is DataType.BYTES else b""
+                    inputs[planned.index] = empty
+                elif not has_contents(tensor):
+                    raise _wrong_number_of_raws(0, plan)
+                else:
+                    inputs[planned.index] = from_contents(
+                        tensor.contents, planned.datatype, planned.count, planned.name
+                    )
+        return Decoded(plan, inputs, plan.shape or _with_sides(plan, inputs), parsed.id.encode())
+
+
+def _parse(message: bytes) -> Any:
+    try:
+        return ModelInferRequest.FromString(message)
+    except DecodeError as error:
+        raise InvalidRequest(f"the message is not a valid ModelInferRequest: {error}") from None
+
+
+def _check_text(request_id: bytes) -> None:
+    try:
+        request_id.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest("the message is not a valid ModelInferRequest: id is not valid UTF-8") from None
+
+
+def _refuse_contents(parsed: Any, plan: RequestPlan) -> None:
+    for tensor in parsed.inputs:
+        if has_contents(tensor):
+            raise InvalidRequest(
+                f"contents field must not be specified when using raw_input_contents for '{tensor.name}' "
+                f"for model '{plan.model.name}'"
+            )
+
+
+def _wrong_number_of_raws(given: int, plan: RequestPlan) -> InvalidRequest:
+    if given < len(plan.inputs):
+        return InvalidRequest(
+            f"unable to find data for input tensor '{plan.inputs[given].name}' for model '{plan.model.name}': "
+            f"{len(plan.inputs)} inputs, {given} raw_input_contents"
+        )
+    return InvalidRequest(
+        f"{given} raw_input_contents for the {len(plan.inputs)} inputs given for model '{plan.model.name}'"
+    )
+
+
+def _checked(planned: PlannedInput, raw: memoryview, plan: RequestPlan) -> InputData:
+    """Raw data whose size or contents need a look: BYTES, BOOL, or a wrong size."""
+    if planned.datatype is DataType.BYTES:
+        return text_array(list(decode_bytes(raw, planned.count, planned.name)), planned.name)
+    if planned.nbytes != len(raw):
+        raise InvalidRequest(
+            f"input byte size mismatch for input '{planned.name}' for model '{plan.model.name}'. "
+            f"Expected {planned.nbytes}, got {len(raw)}"
+        )
+    if planned.datatype is DataType.BOOL and planned.count and np.frombuffer(raw, np.uint8).max() > 1:
+        # Compilers may assume that a bool is 0 or 1; anything else is undefined behaviour inside the kernels.
+        raise InvalidRequest(f"input '{planned.name}' for model '{plan.model.name}': BOOL elements must be 0 or 1")
+    return raw
+
+
+def _with_sides(plan: RequestPlan, inputs: list[InputData | None]) -> ShapeClass:
+    """The shape class of a request whose side inputs must equal those of the others in its batch."""
+    sides = []
+    for planned in plan.inputs:
+        if planned.side:
+            data = inputs[planned.index]
+            sides.append(repr(data.tolist()).encode() if isinstance(data, np.ndarray) else bytes(data or b""))
+    shape: ShapeClass = plan.model.shape_class(plan.shapes, tuple(sides))
+    return shape

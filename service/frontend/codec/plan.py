@@ -1,0 +1,225 @@
+"""How requests with one header are served: checked once, then reused for every request with the same header.
+
+Clients send the same header (model, tensor names, datatypes, shapes, parameters) with every request and change only the
+data. So a header is parsed and checked against the model once, and becomes a `RequestPlan`; the requests that follow
+cost a dictionary lookup. A plan is a pure function of the header and the model version it was made for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from service.clock import NS_PER_US
+from service.errors import InvalidRequest, UnsupportedFeature
+from service.request import ShapeClass
+from service.tensor import BY_WIRE_NAME, DataType, TensorSpec, element_count
+
+_SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
+# Largest tensor rank accepted. ONNX Runtime and NumPy both end far below what a message can state.
+_MAX_RANK = 32
+# Largest dimension and largest product of dimensions: what a signed 64-bit size can hold.
+_MAX_ELEMENTS = 2**63 - 1
+
+
+class ServedModel(Protocol):
+    """What the codec needs to know of a loaded model version."""
+
+    name: str
+    version: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int
+    default_priority: int
+    priority_levels: int
+
+    def shape_class(self, shapes: tuple[tuple[int, ...] | None, ...], sides: tuple[bytes, ...]) -> ShapeClass:
+        """The one `ShapeClass` object of these shapes and side values."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedInput:
+    """One input as a request states it. `nbytes` is its exact size, -1 for BYTES; `side` if it has no batch dimension in
+    a batched model."""
+
+    index: int
+    name: str
+    datatype: DataType
+    count: int
+    nbytes: int
+    side: bool
+
+
+@dataclass(slots=True)
+class RequestPlan:
+    """`inputs` are in the order of the raw tensors of the message; `shape` is None when it depends on side inputs' values.
+
+    `generation` is that of the model repository when the plan was made: older plans are made anew.
+    """
+
+    model: Any
+    generation: int
+    inputs: tuple[PlannedInput, ...]
+    input_slots: int
+    rows: int
+    shapes: tuple[tuple[int, ...] | None, ...]
+    shape: ShapeClass | None
+    outputs: tuple[int, ...]
+    timeout_ns: int
+    priority: int
+    # Filled by the encoder: the parts of the answer that are the same for every request of the plan.
+    prefix: bytes = b""
+    output_headers: Any = None
+
+
+def make_plan(message: Any, model: ServedModel, generation: int) -> RequestPlan:
+    """Check the header of the `ModelInferRequest` `message` against `model`.
+
+    Raises `InvalidRequest` naming the model, the tensor and what was expected, or `UnsupportedFeature`.
+    """
+    specs = {spec.name: index for index, spec in enumerate(model.inputs)}
+    shapes: list[tuple[int, ...] | None] = [None] * len(model.inputs)
+    planned: list[PlannedInput] = []
+    rows = 0
+    first_batched = ""
+    for tensor in message.inputs:
+        index = specs.get(tensor.name)
+        if index is None:
+            raise InvalidRequest(
+                f"unexpected inference input '{tensor.name}' for model '{model.name}'; it has {_names(model.inputs)}"
+            )
+        spec = model.inputs[index]
+        if shapes[index] is not None:
+            raise InvalidRequest(f"input '{spec.name}' is given twice for model '{model.name}'")
+        _refuse_parameters(tensor.parameters, _SHARED_MEMORY, f"input '{spec.name}'", "shared memory")
+        datatype = _check_datatype(tensor.datatype, spec, model)
+        shape = _check_shape(tuple(tensor.shape), spec, model)
+        if spec.batched:
+            if rows == 0:
+                rows, first_batched = shape[0], spec.name
+            elif shape[0] != rows:
+                raise InvalidRequest(
+                    f"input '{spec.name}' of model '{model.name}' has batch size {shape[0]}, "
+                    f"but input '{first_batched}' has {rows}"
+                )
+        count = element_count(shape)
+        shapes[index] = shape[1:] if spec.batched else shape
+        nbytes = count * datatype.itemsize if datatype.itemsize else -1
+        side = model.max_batch_size > 0 and not spec.batched
+        planned.append(PlannedInput(index, spec.name, datatype, count, nbytes, side))
+    _check_complete(model, shapes)
+    fixed = tuple(shapes)
+    timeout_ns, priority = _request_parameters(message.parameters, model)
+    return RequestPlan(
+        model=model,
+        generation=generation,
+        inputs=tuple(planned),
+        input_slots=len(model.inputs),
+        rows=rows if model.max_batch_size > 0 else 1,
+        shapes=fixed,
+        shape=None if any(p.side for p in planned) else model.shape_class(fixed, ()),
+        outputs=_requested_outputs(message.outputs, model),
+        timeout_ns=timeout_ns,
+        priority=priority,
+    )
+
+
+def _names(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"'{spec.name}'" for spec in specs) or "none"
+
+
+def _check_datatype(wire_name: str, spec: TensorSpec, model: ServedModel) -> DataType:
+    datatype = BY_WIRE_NAME.get(wire_name)
+    if datatype is not spec.datatype:
+        raise InvalidRequest(
+            f"inference input '{spec.name}' data-type is '{wire_name}', "
+            f"but model '{model.name}' expects '{spec.datatype.wire_name}'"
+        )
+    return datatype
+
+
+def _check_shape(shape: tuple[int, ...], spec: TensorSpec, model: ServedModel) -> tuple[int, ...]:
+    sensible = len(shape) <= _MAX_RANK and all(d >= 0 for d in shape) and element_count(shape) <= _MAX_ELEMENTS
+    if not sensible or not spec.accepts(shape):
+        raise InvalidRequest(
+            f"unexpected shape for input '{spec.name}' for model '{model.name}'. "
+            f"Expected {list(spec.full_shape)}, got {list(shape[:_MAX_RANK])}"
+        )
+    if spec.batched and not 1 <= shape[0] <= model.max_batch_size:
+        raise InvalidRequest(
+            f"inference request batch-size must be <= {model.max_batch_size} and >= 1 for '{model.name}', "
+            f"got {shape[0]} for input '{spec.name}'"
+        )
+    return shape
+
+
+def _check_complete(model: ServedModel, shapes: list[tuple[int, ...] | None]) -> None:
+    missing = [s for s, shape in zip(model.inputs, shapes, strict=True) if shape is None and not s.optional]
+    if missing:
+        given = len(shapes) - shapes.count(None)
+        raise InvalidRequest(
+            f"expected {len(model.inputs)} inputs but got {given} inputs for model '{model.name}': "
+            f"missing {_names(missing)}"
+        )
+
+
+def _requested_outputs(requested: Any, model: ServedModel) -> tuple[int, ...]:
+    if not requested:
+        return tuple(range(len(model.outputs)))
+    index = {spec.name: i for i, spec in enumerate(model.outputs)}
+    chosen: list[int] = []
+    for tensor in requested:
+        position = index.get(tensor.name)
+        if position is None:
+            raise InvalidRequest(
+                f"unexpected inference output '{tensor.name}' for model '{model.name}'; it has {_names(model.outputs)}"
+            )
+        if position in chosen:
+            raise InvalidRequest(f"output '{tensor.name}' is requested twice for model '{model.name}'")
+        _refuse_parameters(tensor.parameters, _SHARED_MEMORY, f"output '{tensor.name}'", "shared memory")
+        _refuse_parameters(tensor.parameters, ("classification",), f"output '{tensor.name}'", "classification")
+        chosen.append(position)
+    return tuple(chosen)
+
+
+def _refuse_parameters(parameters: Any, names: Sequence[str], what: str, feature: str) -> None:
+    for name in names:
+        if name in parameters:
+            raise UnsupportedFeature(f"{what}: parameter '{name}' asks for {feature}, which this server does not offer")
+
+
+def _request_parameters(parameters: Any, model: ServedModel) -> tuple[int, int]:
+    """The request parameters that decide how it is queued: (timeout in ns, priority). Unknown names are the client's own
+    and are let through."""
+    timeout_ns = 0
+    priority = 0
+    for name in parameters:
+        value = parameters[name]
+        kind = value.WhichOneof("parameter_choice")
+        if name == "timeout":
+            timeout_ns = _non_negative(name, value, kind, ("int64_param", "uint64_param")) * NS_PER_US
+        elif name == "priority":
+            priority = _non_negative(name, value, kind, ("int64_param", "uint64_param"))
+        elif name in _SEQUENCE:
+            if value.ListFields() and getattr(value, kind):
+                raise InvalidRequest(f"parameter '{name}': model '{model.name}' is not a sequence model")
+        elif name == "triton_enable_empty_final_response":
+            # Sent by the C++ client with every call; it only concerns streams.
+            if kind != "bool_param":
+                raise InvalidRequest(f"parameter '{name}' must be a bool, got {kind or 'nothing'}")
+        elif name.startswith("triton_"):
+            raise InvalidRequest(f"parameter keys starting with 'triton_' are reserved, got '{name}'")
+    if priority == 0 or priority > model.priority_levels:
+        priority = model.default_priority
+    return timeout_ns, priority
+
+
+def _non_negative(name: str, value: Any, kind: str | None, kinds: tuple[str, ...]) -> int:
+    if kind not in kinds:
+        raise InvalidRequest(f"parameter '{name}' must be an integer, got {kind or 'nothing'}")
+    number = int(getattr(value, kind))
+    if number < 0:
+        raise InvalidRequest(f"parameter '{name}' must not be negative, got {number}")
+    return number

@@ -1,0 +1,190 @@
+"""The fast road for `ModelInfer`: calls taken from gRPC's core by one thread, answered from any thread.
+
+`grpc.server` hands every call to a pool thread, which waits there for its message and again for its answer: three
+thread switches and, measured, 60 % of the CPU of a bare echo (docs/adr/0001-ingress.md). Here one thread polls a
+completion queue of its own on the same server; a message is handed to the handler on that thread, and the answer leaves
+from whatever thread completes the request. No thread waits for a call, so nothing but memory grows with the calls in
+flight.
+
+Everything else (control plane, health, reflection) stays on the ordinary `grpc.server`, which owns the ports.
+
+This uses `grpc._cython.cygrpc`, the layer `grpc.server` itself stands on. It is not a public interface: the version of
+grpcio is pinned, and `check_core` refuses to start on one that lacks what is used here.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from grpc._cython import cygrpc
+
+from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
+from service.errors import InvalidRequest, QueueFull, ServiceError
+from service.frontend.call import UnaryHandler
+from service.frontend.status import as_service_error, status_of
+
+_NO_FLAGS = 0
+# Deadlines further away than this are "no deadline": gRPC reports a missing one as infinity or the year 292277026596.
+_FAR_FUTURE_S = 10 * 365 * 86400.0
+
+_SEND_INITIAL_METADATA = cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS)
+_SEND_OK = cygrpc.SendStatusFromServerOperation(None, cygrpc.StatusCode.ok, b"", _NO_FLAGS)
+_RECEIVE_MESSAGE = cygrpc.ReceiveMessageOperation
+_RECEIVE_CLOSE = cygrpc.ReceiveCloseOnServerOperation
+
+_CODES: dict[grpc.StatusCode, Any] = {code: code.value[0] for code in grpc.StatusCode}
+
+
+def check_core(server: grpc.Server) -> Any:
+    """The core server under `server`; raises `RuntimeError` when this grpcio does not have what the ingress needs."""
+    core = getattr(getattr(server, "_state", None), "server", None)
+    needed = ("register_completion_queue", "register_method", "request_registered_call")
+    if core is None or not all(hasattr(core, name) for name in needed):
+        raise RuntimeError(f"grpcio {grpc.__version__} is not supported; install the version pinned by onclock")
+    return core
+
+
+class CoreCall:
+    """A `Call` on gRPC's core. The ingress' lock decides who takes it: one answer, or the end of the call."""
+
+    __slots__ = ("_call", "_lock", "deadline_ns", "on_cancel", "size")
+
+    def __init__(self, lock: threading.Lock, call: Any, deadline_ns: int) -> None:
+        self._lock = lock
+        self._call = call
+        self.size = 0
+        self.deadline_ns = deadline_ns
+        self.on_cancel: Callable[[], object] | None = None
+
+    def _take(self) -> Any:
+        """The core call if it is still to be answered, else None. Whoever takes it answers it."""
+        with self._lock:
+            call, self._call = self._call, None
+        return call
+
+    def reply(self, message: bytes) -> None:
+        call = self._take()
+        if call is not None:
+            call.start_server_batch(
+                (_SEND_INITIAL_METADATA, cygrpc.SendMessageOperation(message, _NO_FLAGS), _SEND_OK), _ignore
+            )
+
+    def fail(self, error: ServiceError) -> None:
+        call = self._take()
+        if call is not None:
+            code, details, trailers = status_of(error)
+            status = cygrpc.SendStatusFromServerOperation(trailers, _CODES[code], details.encode(), _NO_FLAGS)
+            call.start_server_batch((_SEND_INITIAL_METADATA, status), _ignore)
+
+    def closed(self, cancelled: bool) -> None:
+        """The call ended on the wire. Cancelled before an answer: tell the handler."""
+        abandoned = self._take() is not None
+        if abandoned and cancelled and self.on_cancel is not None:
+            self.on_cancel()
+        self.on_cancel = None  # it refers back to the call: without the cycle, no garbage collection is needed
+
+
+def _ignore(_event: Any) -> None:
+    """The answer was handed to the transport; nothing is left to do."""
+
+
+class Ingress:
+    """Serves one unary method of a `grpc.Server` with `handler`, which runs on the ingress thread and must not block.
+
+    Construct before the server starts, `start` after, `stop` once the server has shut down. Calls beyond `max_calls` in
+    progress are refused before their message is read; a message that would bring those held beyond `max_bytes` is
+    refused when it has been read.
+    """
+
+    def __init__(self, server: grpc.Server, method: str, handler: UnaryHandler, max_calls: int, max_bytes: int) -> None:
+        self._core = check_core(server)
+        self._method = method
+        self._handler = handler
+        self._max_calls = max_calls
+        self._max_bytes = max_bytes
+        # Changed by the ingress thread only.
+        self.calls = 0
+        self.bytes = 0
+        self._queue = cygrpc.CompletionQueue()
+        self._core.register_completion_queue(self._queue)
+        self._core.register_method(method)
+        # One lock for all calls: it is held for a few instructions, and a lock a call costs more than it saves.
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._serve, name="ingress", daemon=True)
+
+    def start(self) -> None:
+        """Begin to accept calls."""
+        self._request_call()
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread; False when it did not end in time. The server must have been stopped before."""
+        self._queue.shutdown()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _request_call(self) -> None:
+        self._core.request_registered_call(self._queue, self._queue, self._method, self._on_call)
+
+    def _serve(self) -> None:
+        poll = self._queue.poll
+        shutdown = cygrpc.CompletionType.queue_shutdown
+        while True:
+            event = poll()
+            if event.completion_type == shutdown:
+                return
+            event.tag(event)
+            # The event keeps its call alive; holding it while polling would delay the call's destruction.
+            event = None
+
+    def _on_call(self, event: Any) -> None:
+        if not event.success:
+            return  # the server shuts down: no call came of the request, and none will
+        self._request_call()
+        core_call = event.call
+        if self.calls >= self._max_calls:
+            core_call.start_server_batch((_SEND_INITIAL_METADATA, _RECEIVE_CLOSE(_NO_FLAGS), self._too_many()), _ignore)
+            return
+        self.calls += 1
+        remaining_s = event.call_details.deadline - time.time()
+        deadline_ns = now_ns() + int(remaining_s * NS_PER_S) if remaining_s < _FAR_FUTURE_S else NEVER_NS
+        call = CoreCall(self._lock, core_call, deadline_ns)
+
+        def on_message(message_event: Any) -> None:
+            message = message_event.batch_operations[0].message()
+            if message is None:
+                # Closed without a message, or with one larger than allowed (the core has answered that one).
+                call.fail(InvalidRequest(f"{self._method} needs exactly one request message"))
+            else:
+                self._dispatch(message, call)
+
+        def on_close(close_event: Any) -> None:
+            self.calls -= 1
+            self.bytes -= call.size
+            call.closed(close_event.batch_operations[0].cancelled())
+
+        core_call.start_server_batch((_RECEIVE_MESSAGE(_NO_FLAGS),), on_message)
+        core_call.start_server_batch((_RECEIVE_CLOSE(_NO_FLAGS),), on_close)
+
+    def _dispatch(self, message: bytes, call: CoreCall) -> None:
+        call.size = len(message)
+        self.bytes += call.size
+        try:
+            if self.bytes > self._max_bytes:
+                raise QueueFull(
+                    f"Exceeds maximum queue size: requests in progress hold more than {self._max_bytes} bytes",
+                    NS_PER_MS,
+                )
+            self._handler(message, call)
+        except Exception as error:  # noqa: BLE001 - the boundary: the status table answers it, the thread lives on
+            call.fail(as_service_error(error, f"serving {self._method}"))
+
+    def _too_many(self) -> Any:
+        code, details, trailers = status_of(
+            QueueFull(f"Exceeds maximum queue size: {self._max_calls} calls are in progress", NS_PER_MS)
+        )
+        return cygrpc.SendStatusFromServerOperation(trailers, _CODES[code], details.encode(), _NO_FLAGS)

@@ -1,0 +1,74 @@
+"""The one table from domain errors to gRPC status codes, and the one place where an exception becomes an answer.
+
+Codes and message fragments follow Triton where existing clients match on them. A refusal that another replica may
+answer is UNAVAILABLE and carries `grpc-retry-pushback-ms` (gRPC A6, client retries) so that retries spread out instead
+of storming.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import grpc
+
+from service.clock import NS_PER_MS
+from service.errors import (
+    Cancelled,
+    DeadlineUnreachable,
+    Draining,
+    ExecutionFailed,
+    Expired,
+    InvalidRequest,
+    ModelNotReady,
+    OutOfMemory,
+    Overloaded,
+    QueueFull,
+    RefusedError,
+    ServiceError,
+    UnknownModel,
+    UnknownVersion,
+    UnsupportedFeature,
+)
+
+log = logging.getLogger(__name__)
+
+STATUS: dict[type[ServiceError], grpc.StatusCode] = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    UnsupportedFeature: grpc.StatusCode.UNIMPLEMENTED,
+    UnknownModel: grpc.StatusCode.INVALID_ARGUMENT,
+    UnknownVersion: grpc.StatusCode.NOT_FOUND,
+    ModelNotReady: grpc.StatusCode.UNAVAILABLE,
+    DeadlineUnreachable: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Overloaded: grpc.StatusCode.UNAVAILABLE,
+    QueueFull: grpc.StatusCode.UNAVAILABLE,
+    Draining: grpc.StatusCode.UNAVAILABLE,
+    Expired: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Cancelled: grpc.StatusCode.CANCELLED,
+    ExecutionFailed: grpc.StatusCode.INTERNAL,
+    OutOfMemory: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+# A status message travels in an HTTP/2 header, whose size peers bound (gRPC's default is 8 KiB, percent-encoded).
+MAX_DETAILS = 1024
+
+Trailers = tuple[tuple[str, str], ...]
+
+
+def status_of(error: ServiceError) -> tuple[grpc.StatusCode, str, Trailers | None]:
+    """The status code, the message and the trailing metadata that answer `error`."""
+    code = STATUS.get(type(error), grpc.StatusCode.INTERNAL)
+    details = str(error)
+    if len(details) > MAX_DETAILS:
+        details = details[: MAX_DETAILS - 3] + "..."
+    if isinstance(error, RefusedError) and error.retry_after_ns > 0:
+        milliseconds = max(1, -(-error.retry_after_ns // NS_PER_MS))
+        return code, details, (("grpc-retry-pushback-ms", str(milliseconds)),)
+    return code, details, None
+
+
+def as_service_error(error: Exception, doing: str) -> ServiceError:
+    """Turn what escaped a handler into an answer: a `ServiceError` as it is, anything else logged as the bug it is."""
+    if isinstance(error, ServiceError):
+        return error
+    log.error("unexpected error while %s", doing, exc_info=error)
+    return ServiceError(f"internal error while {doing}: {type(error).__name__}")

@@ -1,0 +1,300 @@
+"""One loaded version of a model: its queue, its session pools, its metrics, and the way of a request through them.
+
+`submit` queues a request or answers it at once with the reason why not. A worker then hands the batch it rides in to
+`execute`, which merges, runs, answers every request and leaves one `BatchRecord`. A batch that fails is run again in
+halves until only what fails by itself is left: a poisoned request fails alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.batch import BatchRecord
+from service.clock import NS_PER_MS, now_ns
+from service.config.model import ModelConfig
+from service.engine.buffers import batch_output
+from service.engine.pool import Executed, Instance, SessionPool
+from service.engine.runtime import Runtime
+from service.errors import (
+    DeadlineUnreachable,
+    Draining,
+    ExecutionFailed,
+    Expired,
+    ModelNotReady,
+    OutOfMemory,
+    Overloaded,
+    QueueFull,
+    ServiceError,
+)
+from service.metrics import ModelMetrics, ModelShard, ModelState
+from service.request import BatchOutput, InferenceRequest, OutputPart, ShapeClass
+from service.scheduler import Dispatch, LatencyModel, QueuePolicy, Refusal, RefusalReason, Segment
+from service.tensor import element_count
+
+log = logging.getLogger(__name__)
+
+# Shape classes kept. They only save comparing shapes; two objects of one shape merely do not share a batch, so
+# emptying the table when clients choose very many shapes is harmless.
+MAX_SHAPE_CLASSES = 4096
+
+
+class Model:
+    """One loaded model version. `inputs` and `outputs` are in the order of the configuration."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        version: int,
+        policy: QueuePolicy,
+        latency: LatencyModel,
+        pools: dict[str, SessionPool],
+        runtime: Runtime,
+        metrics: ModelMetrics,
+    ) -> None:
+        self.config = config
+        self.name = config.name
+        self.version = version
+        self.inputs = config.inputs
+        self.outputs = config.outputs
+        self.max_batch_size = config.max_batch_size
+        self.policy = policy
+        self.default_priority = policy.default_priority
+        self.priority_levels = policy.priority_levels
+        self.metrics = metrics
+        self.latency = latency
+        self._pools = pools
+        self._runtime = runtime
+        self._shapes: dict[tuple[object, ...], ShapeClass] = {}
+        self._open = True
+        # One shard for each thread that records: shards have a single writer.
+        self._shards: dict[int, ModelShard] = {}
+        self.load_ns: int | None = None
+        self.queue = runtime.add(policy, latency)
+
+    def __repr__(self) -> str:
+        return f"Model({self.name}/{self.version}, {self.queue.pending_requests} queued)"
+
+    def shape_class(self, shapes: tuple[tuple[int, ...] | None, ...], sides: tuple[bytes, ...]) -> ShapeClass:
+        """The one `ShapeClass` object of these shapes and side values."""
+        key = (shapes, sides)
+        known = self._shapes.get(key)
+        if known is None:
+            if len(self._shapes) >= MAX_SHAPE_CLASSES:
+                self._shapes.clear()
+            cost = sum(element_count(shape) for shape in shapes if shape is not None)
+            known = self._shapes[key] = ShapeClass(shapes, sides, max(1, cost))
+        return known
+
+    def adopt(self, shape: ShapeClass) -> None:
+        """Use a shape class made elsewhere (the one the latency table was measured with) for its shapes."""
+        self._shapes[shape.shapes, shape.sides] = shape
+
+    def state(self) -> ModelState:
+        """What the model is like right now, for a scrape."""
+        return ModelState(
+            ready=self._open,
+            pending_requests=self.queue.pending_requests,
+            pending_rows=self.queue.pending_rows,
+            slo_ns=self.policy.slo_ns,
+            load_ns=self.load_ns,
+            scale=self.latency.scale,
+            quantile=self.latency.quantile,
+            prediction_cv=self.latency.prediction_cv,
+        )
+
+    # ---------------------------------------------------------------- the way in
+
+    def submit(self, request: InferenceRequest) -> None:
+        """Queue a request. It is answered exactly once, perhaps before this returns, through its responder."""
+        request.payload = self
+        if self._open:
+            for refusal in self._runtime.enqueue(self.queue, request, request.arrival_ns):
+                refusal.request.payload.refuse(refusal)
+        else:
+            self._fail(request, ModelNotReady(f"model '{self.name}' version {self.version} is not at ready state"))
+
+    def cancel(self, request: InferenceRequest) -> None:
+        """The client is gone: a request still queued leaves the queue at once; a running one is dropped when done."""
+        if self._runtime.cancel(request):
+            self._shard().record_cancelled(request.arrival_ns, now_ns())
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer a request that will not be run, with the reason and when to try again."""
+        request = refusal.request
+        assert isinstance(request, InferenceRequest)
+        error = _refusal_error(self, refusal, request)
+        request.answered = True
+        self._shard().record_refusal(error.reason, request.arrival_ns, now_ns())
+        request.responder.fail(request, error)
+
+    # ---------------------------------------------------------------- the batch
+
+    def execute(self, dispatch: Dispatch) -> tuple[int | None, int]:
+        """Run a batch and answer its requests: (duration in ns or None if it failed, rows answered late)."""
+        pool = self._pools[dispatch.slot.device]
+        instance = pool.acquire()
+        try:
+            return self._execute(dispatch, instance)
+        finally:
+            pool.release(instance)
+
+    def _execute(self, dispatch: Dispatch, instance: Instance) -> tuple[int | None, int]:
+        segments = dispatch.segments
+        try:
+            executed = instance.run(segments, dispatch.rows, dispatch.bucket)
+        except ServiceError as error:
+            self._retry_split(dispatch, segments, instance, error)
+            return None, 0
+        answered = self._answer(segments, executed.outputs)
+        done_ns = now_ns()
+        record = BatchRecord(
+            dispatch.slot.device,
+            dispatch.rows,
+            dispatch.bucket,
+            len(segments),
+            dispatch.reason,
+            dispatch.dispatched_ns,
+            executed.started_ns,
+            executed.finished_ns,
+            done_ns,
+            dispatch.expected_ns,
+            dispatch.slack_ns,
+        )
+        self._shard().record_batch(record, answered)
+        return done_ns - dispatch.dispatched_ns, dispatch.late_rows(done_ns)
+
+    def _answer(self, segments: Sequence[Segment], outputs: list[BatchOutput]) -> list[InferenceRequest]:
+        """Answer the requests whose last rows these are; the requests that were answered."""
+        answered: list[InferenceRequest] = []
+        first_row = 0
+        for segment in segments:
+            request = segment.request
+            assert isinstance(request, InferenceRequest)
+            if segment.rows == request.rows:
+                request.responder.answer(request, outputs, first_row)
+                answered.append(request)
+            elif self._collect(request, segment, outputs, first_row):
+                answered.append(request)
+            first_row += segment.rows
+        return answered
+
+    def _collect(self, request: InferenceRequest, segment: Segment, outputs: list[BatchOutput], first_row: int) -> bool:
+        """Keep the rows of one chunk of an oversize request; answer it when all chunks are there."""
+        if request.answered:
+            return False  # refused or failed while this chunk was running
+        if request.parts is None:
+            request.parts = []
+        parts = request.parts
+        rows = slice(first_row, first_row + segment.rows)
+        arrays = [o.array[rows].copy() if o.spec.batched else o.array.copy() for o in outputs]
+        parts.append(OutputPart(segment.first_row, segment.rows, arrays))
+        if sum(part.rows for part in parts) < request.rows:
+            return False
+        parts.sort(key=lambda part: part.first_row)
+        whole: list[BatchOutput] = []
+        for i, output in enumerate(outputs):
+            pieces = [part.arrays[i] for part in parts]
+            array = np.concatenate(pieces) if output.spec.batched else pieces[0]
+            whole.append(batch_output(output.spec, array, request.rows))
+        request.parts = None
+        request.answered = True
+        request.responder.answer(request, whole, 0)
+        return True
+
+    # ---------------------------------------------------------------- when it fails
+
+    def _retry_split(
+        self, dispatch: Dispatch, segments: Sequence[Segment], instance: Instance, error: ServiceError
+    ) -> None:
+        """Run a failed batch again in halves, each half in halves again, until only what fails by itself is left."""
+        if len(segments) == 1:
+            request = segments[0].request
+            assert isinstance(request, InferenceRequest)
+            if not request.answered:
+                # The other chunks of an oversize request are of no use any more.
+                self._runtime.cancel(request)
+                self._fail(request, _with_model(self, error))
+            return
+        if isinstance(error, OutOfMemory):
+            rows = max(1, sum(segment.rows for segment in segments) // 2)
+            self._runtime.lower_cap(self.queue, segments[0].request, rows)
+            log.warning(
+                "out of device memory: smaller batches from now on",
+                extra={"model": self.name, "version": self.version, "rows": rows, "device": dispatch.slot.device},
+            )
+        middle = len(segments) // 2
+        for half in (segments[:middle], segments[middle:]):
+            rows = sum(segment.rows for segment in half)
+            try:
+                executed = instance.run(half, rows, rows)
+            except ServiceError as half_error:
+                self._retry_split(dispatch, half, instance, half_error)
+            else:
+                self._record_retry(dispatch, half, rows, executed)
+
+    def _record_retry(self, dispatch: Dispatch, half: Sequence[Segment], rows: int, executed: Executed) -> None:
+        answered = self._answer(half, executed.outputs)
+        record = BatchRecord(
+            dispatch.slot.device,
+            rows,
+            rows,
+            len(half),
+            dispatch.reason,
+            dispatch.dispatched_ns,
+            executed.started_ns,
+            executed.finished_ns,
+            now_ns(),
+            dispatch.expected_ns,
+            dispatch.slack_ns,
+        )
+        self._shard().record_batch(record, answered)
+
+    def _fail(self, request: InferenceRequest, error: ServiceError) -> None:
+        request.answered = True
+        self._shard().record_failure(error.reason, request.arrival_ns, now_ns())
+        request.responder.fail(request, error)
+
+    def _shard(self) -> ModelShard:
+        ident = threading.get_ident()
+        shard = self._shards.get(ident)
+        if shard is None:
+            shard = self._shards[ident] = self.metrics.shard()
+        return shard
+
+    # ---------------------------------------------------------------- the way out
+
+    def close(self) -> None:
+        """Accept nothing new and hand back what is queued; running batches finish."""
+        self._open = False
+        for request in self._runtime.remove(self.queue):
+            assert isinstance(request, InferenceRequest)
+            self._fail(request, Draining(f"model '{self.name}' version {self.version} is unloading", NS_PER_MS))
+
+
+def _with_model(model: Model, error: ServiceError) -> ServiceError:
+    """The engine's error, naming the model."""
+    message = f"model '{model.name}' version {model.version} failed on this request: {error}"
+    return OutOfMemory(message) if isinstance(error, OutOfMemory) else ExecutionFailed(message)
+
+
+def _refusal_error(model: Model, refusal: Refusal, request: InferenceRequest) -> ServiceError:
+    """The error that tells a client why, in numbers it can act on."""
+    wait_ms = refusal.predicted_wait_ns / NS_PER_MS
+    budget_ms = (request.deadline_ns - request.arrival_ns) / NS_PER_MS
+    name = f"model '{model.name}' version {model.version}"
+    if refusal.reason is RefusalReason.UNREACHABLE:
+        return DeadlineUnreachable(
+            f"{name}: {request.rows} rows need {wait_ms:.1f} ms even on an idle server, the deadline leaves {budget_ms:.1f} ms"
+        )
+    if refusal.reason is RefusalReason.EXPIRED:
+        return Expired(f"Request timeout expired: {name} did not reach the request within its {budget_ms:.1f} ms")
+    if refusal.reason is RefusalReason.QUEUE_FULL:
+        return QueueFull(f"Exceeds maximum queue size of {name}", refusal.retry_after_ns)
+    return Overloaded(
+        f"{name} is overloaded: the answer would take {wait_ms:.1f} ms, the deadline leaves {budget_ms:.1f} ms",
+        refusal.retry_after_ns,
+    )

@@ -1,0 +1,204 @@
+"""From a directory on disk to a model that can answer: read, complete, create sessions, warm up, measure.
+
+Everything that can be wrong with a model is found here, before it serves, and ends in `ModelLoadError` with the reason.
+What was decided without being asked (a batch size, batching switched off) is in the notes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.clock import now_ns
+from service.config.complete import Completed, complete
+from service.config.graph import model_file, read_graph
+from service.config.model import InstanceGroup, InstanceKind, ModelConfig
+from service.engine.batchable import check_batching
+from service.engine.devices import Device, Devices, names
+from service.engine.options import plan_session
+from service.engine.pool import Instance, SessionPool
+from service.engine.profile import model_digest, profile, profile_key
+from service.engine.runtime import Runtime
+from service.engine.session import OnnxSession
+from service.engine.warmup import Measured, Sample, first_run, samples
+from service.errors import ConfigError, ModelLoadError, ServiceError
+from service.metrics import ModelMetrics
+from service.model import Model
+from service.repository.layout import ModelFiles, VersionFiles
+from service.repository.policy import latency_model, queue_policy
+from service.scheduler import QueuePolicy
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """The server's settings that concern loading."""
+
+    default_max_batch_size: int
+    profile_budget_ns: int
+    profile_cache: Path | None
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A loaded version: the model, its configuration, what was decided for it and what it took."""
+
+    model: Model
+    completed: Completed
+    notes: list[str]
+    load_ns: int
+    profiled_from_cache: bool
+    memory_bytes: int
+
+
+@dataclass(slots=True)
+class _Placed:
+    """A device and how many instances of the model it gets."""
+
+    device: Device
+    count: int
+
+
+class Loader:
+    """Loads model versions onto the devices of one runtime. Safe to use from several threads."""
+
+    def __init__(self, runtime: Runtime, devices: Devices, options: LoadOptions) -> None:
+        self._runtime = runtime
+        self._devices = devices
+        self._options = options
+
+    def load(self, model: ModelFiles, version: VersionFiles) -> Loaded:
+        """Load one version. Raises `ModelLoadError` (or its `ConfigError`)."""
+        start_ns = now_ns()
+        memory_before = resident_bytes()
+        name, directory, config_file = model.name, model.directory, model.config
+        path = model_file(version.model_path)
+        graph = read_graph(path)
+        completed = complete(
+            config_file,
+            name,
+            graph.inputs,
+            graph.outputs,
+            graph.dynamic_quantisation,
+            self._options.default_max_batch_size,
+            [gpu.index for gpu in self._devices.gpus],
+        )
+        config = completed.config
+        notes = list(completed.notes)
+        explicit = config_file is not None and config_file.max_batch_size > 1
+        placed = self._place(config)
+        pools: dict[str, SessionPool] = {}
+        measured: Measured | None = None
+        from_cache = False
+        digest = ""
+        for place in placed:
+            instances = _instances(path, config, place)
+            pools[place.device.name] = SessionPool(instances)
+            sample, reason = first_run(instances[0], config, samples(config, directory))
+            if sample is None:
+                notes.append(
+                    f"warm-up failed, so the first requests are measured instead (state model_warmup): {reason}"
+                )
+                continue
+            if config.joins_requests:
+                config, note = check_batching(instances[0], config, sample, explicit)
+                notes += note
+            digest = digest or model_digest([path, *(path.parent / f for f in graph.external_files)])
+            found, from_cache = self._measure(instances[0], config, place, digest, sample)
+            for other in instances[1:]:
+                first_run(other, config, [sample])
+            # The slower device is the safe assumption for a queue that both serve.
+            measured = found if measured is None or _slower(found, measured) else measured
+        policy, limit_note = queue_policy(config, [p.device for p in placed], _count(placed), measured)
+        notes += limit_note
+        built = self._build(config, version.version, policy, measured, pools)
+        load_ns = now_ns() - start_ns
+        built.load_ns = load_ns
+        return Loaded(built, completed, notes, load_ns, from_cache, max(0, resident_bytes() - memory_before))
+
+    def _build(
+        self,
+        config: ModelConfig,
+        version: int,
+        policy: QueuePolicy,
+        measured: Measured | None,
+        pools: dict[str, SessionPool],
+    ) -> Model:
+        latency = latency_model(policy, measured)
+        metrics = ModelMetrics(config.name, str(version))
+        model = Model(config, version, policy, latency, pools, self._runtime, metrics)
+        if measured is not None:
+            model.adopt(measured.shape)
+        metrics.state = model.state
+        return model
+
+    def _place(self, config: ModelConfig) -> list[_Placed]:
+        """The devices of the instance groups and the instances on each."""
+        counts: dict[Device, int] = {}
+        for index, group in enumerate(config.instance_groups):
+            for device in self._group_devices(group, f"instance_group[{index}]"):
+                counts[device] = counts.get(device, 0) + (group.count or device.slots)
+        return [_Placed(device, count) for device, count in counts.items()]
+
+    def _group_devices(self, group: InstanceGroup, path: str) -> Sequence[Device]:
+        if group.kind is InstanceKind.CPU:
+            return (self._devices.cpu,)
+        if group.kind is InstanceKind.AUTO and not group.gpus:
+            return self._devices.taken
+        if not self._devices.gpus:
+            raise ConfigError(f"{path}.kind", f"asks for a GPU, but there is none ({self._devices.why})")
+        if not group.gpus:
+            return self._devices.gpus
+        known = {gpu.index: gpu for gpu in self._devices.gpus}
+        missing = [gpu for gpu in group.gpus if gpu not in known]
+        if missing:
+            raise ConfigError(f"{path}.gpus", f"there is no GPU {missing[0]}; there are {names(self._devices.gpus)}")
+        return [known[gpu] for gpu in group.gpus]
+
+    def _measure(
+        self, instance: Instance, config: ModelConfig, place: _Placed, digest: str, sample: Sample
+    ) -> tuple[Measured, bool]:
+        max_rows = config.max_batch_size if config.batched else 1
+        objective = config.objective
+        budget_ns = objective.profile_budget_ns
+        plan = plan_session(config, place.device)
+        try:
+            return profile(
+                instance,
+                config,
+                sample,
+                max_rows,
+                objective.slo_ns,
+                self._options.profile_budget_ns if budget_ns is None else budget_ns,
+                self._options.profile_cache,
+                profile_key(digest, plan, sample, max_rows, objective.slo_ns),
+            )
+        except ServiceError as error:
+            raise ModelLoadError(f"model '{config.name}' fails on a batch of its own warm-up input: {error}") from error
+
+
+def _instances(path: Path, config: ModelConfig, place: _Placed) -> list[Instance]:
+    plan = plan_session(config, place.device)
+    max_rows = max(1, config.max_batch_size)
+    if place.device.kind == "cpu":
+        # Sessions may run in parallel on the CPU: the weights exist once, each instance has its own buffers.
+        session = OnnxSession(path, plan)
+        return [Instance(session, config.inputs, config.outputs, max_rows) for _ in range(place.count)]
+    return [Instance(OnnxSession(path, plan), config.inputs, config.outputs, max_rows) for _ in range(place.count)]
+
+
+def _count(placed: Sequence[_Placed]) -> int:
+    """Batches of the model at once per device: the least of the devices', since a queue has one number."""
+    return min(place.count for place in placed)
+
+
+def _slower(one: Measured, other: Measured) -> bool:
+    return min(one.table.items())[1].p50_ns > min(other.table.items())[1].p50_ns
+
+
+def resident_bytes() -> int:
+    """The process's resident memory, bytes; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    except (OSError, ValueError, IndexError):
+        return 0

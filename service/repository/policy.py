@@ -1,0 +1,82 @@
+"""From a model's configuration and its measured latencies to the values that steer its queue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.clock import NS_PER_MS
+from service.config.model import DynamicBatching, ModelConfig
+from service.engine.devices import Device
+from service.engine.warmup import Measured
+from service.scheduler import LatencyModel, PriorityPolicy, QueuePolicy, bucket_ladder
+
+
+def queue_policy(
+    config: ModelConfig, devices: Sequence[Device], max_concurrent: int, measured: Measured | None
+) -> tuple[QueuePolicy, list[str]]:
+    """The queue policy of a model on `devices`, and what should be said about it."""
+    notes: list[str] = []
+    batching = config.dynamic_batching or DynamicBatching()
+    objective = config.objective
+    max_rows = config.max_batch_size if config.joins_requests else 1
+    if measured is not None and config.joins_requests:
+        max_rows, notes = _useful_rows(config, measured)
+    # Padding to a ladder of sizes pays where sizes are captured or compiled; the CPU runs every size as it is.
+    padded = any(device.kind == "gpu" for device in devices)
+    policy = QueuePolicy(
+        name=config.name,
+        devices=tuple(device.name for device in devices),
+        max_batch_rows=max_rows,
+        slo_ns=objective.slo_ns,
+        buckets=bucket_ladder(max_rows) if padded else (),
+        max_concurrent=max_concurrent,
+        shed_eagerness=objective.shed_eagerness,
+        late_policy=objective.late_policy.value,
+        max_queue_delay_ns=batching.max_queue_delay_ns,
+        preferred_rows=tuple(rows for rows in batching.preferred_batch_size if rows <= max_rows),
+        max_queue_ns=objective.max_queue_ns,
+        priority_levels=max(1, batching.priority_levels),
+        default_priority=max(1, batching.default_priority_level),
+        priorities=_priorities(batching),
+    )
+    return policy, notes
+
+
+def latency_model(policy: QueuePolicy, measured: Measured | None) -> LatencyModel:
+    """The latency model that starts from what was measured; empty when nothing could be."""
+    if measured is None:
+        return LatencyModel({}, policy.buckets)
+    table = {rows: float(sample.p50_ns) for rows, sample in measured.table.items() if rows <= policy.max_batch_rows}
+    return LatencyModel({measured.shape: table}, policy.buckets, {measured.shape: measured.shape.cost})
+
+
+def _useful_rows(config: ModelConfig, measured: Measured) -> tuple[int, list[str]]:
+    """The largest batch worth forming: within the objective, and not beyond what was measured."""
+    slo_ns = config.objective.slo_ns
+    most = max(measured.table)
+    if slo_ns is None:
+        return (config.max_batch_size if measured.complete else most), []
+    alone_ns = measured.table[min(measured.table)].p50_ns
+    if alone_ns > slo_ns:
+        return 1, [
+            f"latency_slo_ms {slo_ns / NS_PER_MS:g} cannot be kept: one row alone takes {alone_ns / NS_PER_MS:.1f} ms; "
+            "every request will be refused until the model is faster or the objective longer"
+        ]
+    fitting = max(rows for rows, sample in measured.table.items() if sample.p50_ns <= slo_ns)
+    if fitting == most and measured.complete:
+        return config.max_batch_size, []
+    return fitting, []
+
+
+def _priorities(batching: DynamicBatching) -> dict[int, PriorityPolicy]:
+    levels = range(1, max(1, batching.priority_levels) + 1)
+    policies = {level: batching.queue_policy(level) for level in levels}
+    return {
+        level: PriorityPolicy(
+            max_queue_size=policy.max_queue_size,
+            default_timeout_ns=policy.default_timeout_ns,
+            allow_timeout_override=policy.allow_timeout_override or policy.default_timeout_ns == 0,
+            timeout_action=policy.timeout_action.value,
+        )
+        for level, policy in policies.items()
+    }

@@ -1,0 +1,250 @@
+"""The models of this server: which versions are known, in what state, and which one answers a request.
+
+Loading happens in threads of its own, several at a time; a model that fails is kept with the reason while the others
+serve. A lookup reads dictionaries that are replaced whole, so it takes no lock. `generation` changes with every
+replacement: what was derived from a lookup is derived again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from service.clock import NS_PER_S
+from service.errors import InvalidRequest, ModelLoadError, ModelNotReady, UnknownModel, UnknownVersion
+from service.metrics import MetricsRegistry
+from service.model import Model
+from service.repository.layout import ModelFiles, VersionFiles, scan
+from service.repository.loader import Loaded, Loader
+from service.repository.version_policy import (
+    Event,
+    VersionState,
+    missing_versions,
+    transition,
+    versions_to_serve,
+)
+
+log = logging.getLogger(__name__)
+
+_MEBIBYTE = 1 << 20
+
+
+class LoadProgress(Protocol):
+    """What is told about loading a repository. Called from several threads."""
+
+    def started(self, total: int) -> None: ...
+
+    def loaded(self, name: str, version: str, seconds: float) -> None: ...
+
+    def failed(self, name: str, version: str, reason: str) -> None: ...
+
+    def finished(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Entry:
+    """A version (or, with None, a model that has none) and its state. `reason` says why it is not ready."""
+
+    name: str
+    version: int | None
+    state: VersionState
+    reason: str = ""
+    loaded: Loaded | None = None
+
+
+class ModelRepository:
+    """The models found in the repository directories."""
+
+    def __init__(self, directories: Iterable[Path], loader: Loader, registry: MetricsRegistry) -> None:
+        self._directories = tuple(directories)
+        self._loader = loader
+        self._registry = registry
+        self._lock = threading.Lock()
+        self._entries: dict[str, dict[int | None, Entry]] = {}
+        # Replaced whole, read without a lock: name -> version -> model, ascending.
+        self._ready: dict[str, dict[int, Model]] = {}
+        self.generation = 0
+
+    # ---------------------------------------------------------------- looking up
+
+    def lookup(self, name: str, version: str) -> Model:
+        """The model version that answers requests for `name` and `version` ("" = the latest ready one).
+
+        Raises `UnknownModel`, `UnknownVersion`, `ModelNotReady`, or `InvalidRequest` for a version that is no number.
+        """
+        ready = self._ready.get(name)
+        if not version:
+            if ready:
+                return ready[max(ready)]
+            raise self._not_ready(name)
+        number = parse_version(version, name)
+        if ready and number in ready:
+            return ready[number]
+        entries = self._known(name)
+        if number not in entries:
+            raise UnknownVersion(f"Request for unknown model: '{name}' version {number} is not found")
+        entry = entries[number]
+        raise ModelNotReady(f"Request for model '{name}' version {number} is not at ready state{_because(entry)}")
+
+    def is_ready(self, name: str, version: str) -> bool:
+        """Whether a known model (version) is ready. Raises as `lookup` when it is not known."""
+        try:
+            self.lookup(name, version)
+        except ModelNotReady:
+            return False
+        return True
+
+    def ready_versions(self, name: str) -> list[int]:
+        """The versions of a model that can answer, ascending."""
+        return sorted(self._ready.get(name, {}))
+
+    def ready_models(self) -> list[Model]:
+        """Every model version that can answer, by name and version."""
+        ready = self._ready
+        return [ready[name][version] for name in sorted(ready) for version in sorted(ready[name])]
+
+    def config_message(self, model: Model) -> Any:
+        """The completed `ModelConfig` message of a model."""
+        with self._lock:
+            entry = self._entries[model.name][model.version]
+        assert entry.loaded is not None
+        return entry.loaded.completed.proto
+
+    def index(self) -> list[Entry]:
+        """Every version found, by name and version."""
+        with self._lock:
+            return [
+                entry
+                for name in sorted(self._entries)
+                for entry in sorted(self._entries[name].values(), key=lambda e: e.version or 0)
+            ]
+
+    def names(self) -> list[tuple[str, bool]]:
+        """Every model found and whether it can answer."""
+        with self._lock:
+            known = sorted(self._entries)
+        return [(name, bool(self._ready.get(name))) for name in known]
+
+    def failed(self) -> list[Entry]:
+        """What could not be loaded."""
+        return [entry for entry in self.index() if entry.state is VersionState.UNAVAILABLE and entry.reason]
+
+    # ---------------------------------------------------------------- loading
+
+    def load_all(self, progress: LoadProgress, parallelism: int) -> None:
+        """Load what the directories hold, `parallelism` models at a time. Raises `ModelLoadError` only when a
+        directory cannot be read; a model that fails is reported and skipped."""
+        found = scan(self._directories)
+        for warning in found.warnings:
+            log.warning("not served", extra={"path": str(warning.path), "reason": warning.message})
+        jobs: list[tuple[ModelFiles, VersionFiles]] = []
+        for model in found.models:
+            jobs += self._plan(model)
+        progress.started(len(jobs))
+        for name, entry in [(m.name, e) for m in found.models for e in self._entries[m.name].values()]:
+            if entry.reason:
+                progress.failed(name, "" if entry.version is None else str(entry.version), entry.reason)
+        with ThreadPoolExecutor(parallelism, thread_name_prefix="load") as pool:
+            for future in [pool.submit(self._load, model, version, progress) for model, version in jobs]:
+                future.result()
+        progress.finished()
+
+    def _plan(self, model: ModelFiles) -> list[tuple[ModelFiles, VersionFiles]]:
+        """Enter a model's versions; those to load."""
+        available = [files.version for files in model.versions]
+        wanted = () if model.error else versions_to_serve(available, model.version_policy)
+        entries: dict[int | None, Entry] = {
+            version: Entry(model.name, version, VersionState.UNAVAILABLE) for version in available
+        }
+        for version in missing_versions(available, model.version_policy):
+            reason = f"version_policy names version {version}, but there is no such version"
+            entries[version] = Entry(model.name, version, VersionState.UNAVAILABLE, reason)
+        if model.error is not None:
+            for entry in entries.values():
+                entry.reason = str(model.error)
+        if not entries:
+            entries[None] = Entry(model.name, None, VersionState.UNAVAILABLE, str(model.error or "no version"))
+        with self._lock:
+            self._entries[model.name] = entries
+        return [(model, files) for files in model.versions if files.version in wanted]
+
+    def _load(self, model: ModelFiles, version: VersionFiles, progress: LoadProgress) -> None:
+        entry = self._entries[model.name][version.version]
+        entry.state = transition(entry.state, Event.LOAD)
+        name, number = model.name, str(version.version)
+        try:
+            loaded = self._loader.load(model, version)
+        except ModelLoadError as error:
+            entry.reason = str(error)
+            entry.state = transition(entry.state, Event.FAILED)
+            log.warning("model failed to load", extra={"model": name, "version": number, "reason": entry.reason})
+            progress.failed(name, number, entry.reason)
+            return
+        for note in loaded.notes:
+            log.warning("model note", extra={"model": name, "version": number, "note": note})
+        self._publish(entry, loaded)
+        log.info("model ready", extra={"model": name, "version": number, **_facts(loaded)})
+        progress.loaded(name, number, loaded.load_ns / NS_PER_S)
+
+    def _publish(self, entry: Entry, loaded: Loaded) -> None:
+        model = loaded.model
+        self._registry.add(model.metrics)
+        with self._lock:
+            entry.loaded = loaded
+            versions = {**self._ready.get(model.name, {}), model.version: model}
+            self._ready = {**self._ready, model.name: versions}
+            self.generation += 1
+            entry.state = transition(entry.state, Event.LOADED)
+
+    def close(self) -> None:
+        """Stop scheduling every model; what is still queued is answered as refused."""
+        for model in self.ready_models():
+            model.close()
+
+    # ---------------------------------------------------------------- saying no
+
+    def _known(self, name: str) -> dict[int | None, Entry]:
+        with self._lock:
+            entries = self._entries.get(name)
+        if entries is None:
+            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+        return entries
+
+    def _not_ready(self, name: str) -> ModelNotReady:
+        entries = self._known(name)
+        newest = max(entries.values(), key=lambda entry: (bool(entry.reason), entry.version or 0))
+        return ModelNotReady(f"Request for model '{name}' is not at ready state{_because(newest)}")
+
+
+def parse_version(text: str, name: str) -> int:
+    """A requested version as a number. Raises `InvalidRequest`."""
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise InvalidRequest(f"model '{name}': version '{text[:40]}' is not a number; expected one such as '1'")
+    return int(text)
+
+
+def _because(entry: Entry) -> str:
+    if entry.reason:
+        return f": {entry.reason}"
+    return ": it is loading" if entry.state is VersionState.LOADING else ""
+
+
+def _facts(loaded: Loaded) -> dict[str, Any]:
+    """What the log says of a loaded model."""
+    model = loaded.model
+    policy = model.policy
+    slowest = model.latency.buckets[-1]
+    return {
+        "seconds": round(loaded.load_ns / NS_PER_S, 3),
+        "memory_mib": round(loaded.memory_bytes / _MEBIBYTE, 2),
+        "devices": ",".join(policy.devices),
+        "max_batch": policy.max_batch_rows,
+        "slo_ms": None if policy.slo_ns is None else policy.slo_ns / 1e6,
+        "profile": "cache" if loaded.profiled_from_cache else "measured",
+        "buckets_up_to": slowest,
+    }

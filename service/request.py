@@ -1,0 +1,103 @@
+"""One inference request on its way through the server, and the outputs of the batch it rode in.
+
+An `InferenceRequest` is a `QueuedRequest` of the scheduler with the tensors and the way back attached, so that a
+request is one object from the wire to the answer. Tensors of fixed-size datatypes are kept as they came: views of the
+message's bytes, little-endian, row-major. They become arrays where they are merged into a batch, so that nothing is
+copied or built for a request that is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from service.errors import ServiceError
+from service.scheduler import QueuedRequest
+from service.tensor import Array, TensorSpec
+
+# What an input is kept as: raw bytes of a fixed-size datatype, or a flat object array of `str` for BYTES.
+InputData = memoryview | bytes | Array
+
+
+class ShapeClass:
+    """What requests must have in common to share a batch. Made once per shape by the model and compared by identity.
+
+    `shapes[i]` is the shape of the model's input i: of one row if that input is batched, else of the whole tensor; None
+    if the (optional) input is absent. `sides` are the values of the inputs that have no batch dimension in a batched
+    model. `cost` is the number of elements per row, from which the latency of a shape never seen is guessed.
+    """
+
+    __slots__ = ("cost", "shapes", "sides")
+
+    def __init__(self, shapes: tuple[tuple[int, ...] | None, ...], sides: tuple[bytes, ...], cost: int) -> None:
+        self.shapes = shapes
+        self.sides = sides
+        self.cost = cost
+
+    def __repr__(self) -> str:
+        return f"ShapeClass({self.shapes})"
+
+
+@dataclass(slots=True)
+class BatchOutput:
+    """One output tensor of an executed batch.
+
+    `shape` is the whole tensor's; when `spec.batched`, rows of it belong to different requests and one row is
+    `row_bytes` long in `view`. `view` is None for BYTES, whose elements are in `array`. Both are only valid until the
+    next batch of the same instance: whoever keeps them copies them.
+    """
+
+    spec: TensorSpec
+    shape: tuple[int, ...]
+    array: Array
+    view: memoryview | None
+    row_bytes: int
+
+
+@dataclass(slots=True)
+class OutputPart:
+    """What a chunk of a request too large for one batch has brought: copies of its rows of every output."""
+
+    first_row: int
+    rows: int
+    arrays: list[Array]
+
+
+class Responder(Protocol):
+    """Sends a request's answer on its way. Called once per request, from any thread."""
+
+    def answer(self, request: InferenceRequest, outputs: Sequence[BatchOutput], first_row: int) -> None:
+        """Answer with `request.rows` rows of `outputs` from `first_row` on (the whole of those not batched)."""
+
+    def fail(self, request: InferenceRequest, error: ServiceError) -> None:
+        """Answer with an error."""
+
+
+class InferenceRequest(QueuedRequest):
+    """See the module's docstring. `context` belongs to the responder: the call and the plan of the answer. `parts` are the
+    chunks already run of a request too large for one batch; `answered` is set once it has its answer or its error."""
+
+    __slots__ = ("answered", "context", "inputs", "parts", "request_id", "responder")
+
+    shape: ShapeClass
+
+    def __init__(
+        self,
+        rows: int,
+        arrival_ns: int,
+        deadline_ns: int,
+        priority: int,
+        shape: ShapeClass,
+        inputs: Sequence[InputData | None],
+        responder: Responder,
+        context: Any,
+        request_id: bytes,
+    ) -> None:
+        super().__init__(rows, arrival_ns, deadline_ns, priority, shape, shape.cost, None)
+        self.inputs = inputs
+        self.responder = responder
+        self.context = context
+        self.request_id = request_id
+        self.answered = False
+        self.parts: list[OutputPart] | None = None

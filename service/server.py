@@ -1,0 +1,199 @@
+"""The composition root: builds the parts, and takes the server through its life.
+
+start: the ports open, not ready    load: models are loaded and warmed up    ready
+SIGTERM or SIGINT -> drain: not ready, new requests refused, accepted ones answered -> stop
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+
+from service.clock import NS_PER_MS, NS_PER_S, now_ns
+from service.config.settings import Settings
+from service.engine.devices import Devices, find_devices, names
+from service.engine.options import share_threads
+from service.engine.runtime import Runtime
+from service.errors import ModelLoadError
+from service.frontend.control import Control
+from service.frontend.health import Health
+from service.frontend.inference import InferenceHandler
+from service.frontend.ingress import Ingress
+from service.frontend.services import INFER_METHOD, register
+from service.metrics import MetricsPortError, MetricsRegistry, MetricsServer
+from service.repository.loader import Loader, LoadOptions
+from service.repository.repository import LoadProgress, ModelRepository
+from service.state import Phase, ServerState
+
+log = logging.getLogger(__name__)
+
+# How often a draining server looks whether its last request has been answered.
+_DRAIN_POLL_S = 0.005
+# What is left to do after the last answer: closing connections and threads.
+_STOP_S = 5.0
+
+
+class PortError(Exception):
+    """A port cannot be listened on."""
+
+
+class Server:
+    """One serving process. `start`, `load`, `wait`, `drain` and `stop` are called in this order by one thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.state = ServerState()
+        self.registry = MetricsRegistry()
+        self.devices: Devices = find_devices(
+            settings.device, settings.cpu_run_slots, settings.gpu_run_slots, settings.cpu_threads_per_slot
+        )
+        share_threads(settings.cpu_threads_per_slot)
+        self._runtime = Runtime(self.devices.all)
+        loader = Loader(
+            self._runtime,
+            self.devices,
+            LoadOptions(
+                settings.default_max_batch_size, settings.profile_budget_ms * NS_PER_MS, settings.profile_cache
+            ),
+        )
+        self.repository = ModelRepository(settings.model_repository, loader, self.registry)
+        self._control_pool = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
+        self._stream_pool = ThreadPoolExecutor(settings.max_streams, thread_name_prefix="stream")
+        self._grpc = grpc.server(
+            self._control_pool,
+            options=(
+                ("grpc.max_receive_message_length", settings.max_message_bytes),
+                ("grpc.max_send_message_length", settings.max_message_bytes),
+                # Two servers on one port would share its connections at random; the second one must fail instead.
+                ("grpc.so_reuseport", 0),
+            ),
+            # Control calls that may wait for a thread, and open streams. ModelInfer has its own bound.
+            maximum_concurrent_rpcs=settings.max_streams + 16 * settings.control_threads,
+        )
+        self._handler = InferenceHandler(self.repository, self.registry)
+        self._ingress = Ingress(
+            self._grpc, INFER_METHOD, self._handler, settings.max_in_flight, settings.max_in_flight_bytes
+        )
+        self._health = Health(self._stream_pool)
+        self._health.register(self._grpc)
+        register(self._grpc, Control(self.repository, self.state), self._stream_pool)
+        self._metrics = (
+            MetricsServer(settings.host, settings.metrics_port, self.registry) if settings.metrics_enabled else None
+        )
+        self.grpc_port = 0
+        self.metrics_port = 0
+
+    def start(self) -> None:
+        """Open the ports: alive, not ready. Raises `PortError`."""
+        settings = self._settings
+        for device in self.devices.taken:
+            self.registry.add_device(device.name, device.provider)
+        log.info("devices", extra={"taken": names(self.devices.taken), "reason": self.devices.why})
+        address = f"[{settings.host}]" if ":" in settings.host else settings.host
+        try:
+            self.grpc_port = self._grpc.add_insecure_port(f"{address}:{settings.grpc_port}")
+        except RuntimeError as error:
+            raise PortError(
+                f"cannot listen on {settings.host}:{settings.grpc_port}: is another server running? "
+                "Choose another --grpc-port, or 0 for any free one"
+            ) from error
+        if self._metrics is not None:
+            try:
+                self._metrics.start()
+            except MetricsPortError as error:
+                raise PortError(str(error)) from error
+            self.metrics_port = self._metrics.port
+        self._runtime.start()
+        self._grpc.start()
+        self._ingress.start()
+        log.info(
+            "listening",
+            extra={"host": settings.host, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port or "off"},
+        )
+
+    def load(self, progress: LoadProgress) -> bool:
+        """Load the models and become ready; False when the settings forbid to serve what is there."""
+        start_ns = now_ns()
+        self.repository.load_all(progress, self._settings.load_parallelism)
+        self._health.models(self.repository.names())
+        failed = self.repository.failed()
+        if failed and self._settings.exit_on_error:
+            return False
+        # What is there now stays: keep the garbage collector from walking it again and again.
+        gc.collect()
+        gc.freeze()
+        if not failed or not self._settings.strict_readiness:
+            self.state.enter(Phase.READY)
+            self._health.server(ready=True)
+        log.info(
+            "ready" if self.state.ready else "not ready: strict_readiness, and models failed to load",
+            extra={
+                "models": len(self.repository.ready_models()),
+                "failed": len(failed),
+                "seconds": round((now_ns() - start_ns) / NS_PER_S, 3),
+            },
+        )
+        return True
+
+    def drain(self) -> None:
+        """Refuse what is new, answer what was accepted, within the grace period."""
+        self.state.enter(Phase.DRAINING)
+        self._health.drain()
+        self._handler.accepting = False
+        in_flight = self._ingress.calls
+        log.info("draining", extra={"in_flight": in_flight, "grace_period_s": self._settings.grace_period_s})
+        end_ns = now_ns() + int(self._settings.grace_period_s * NS_PER_S)
+        pause = threading.Event()
+        while self._ingress.calls > 0 and now_ns() < end_ns:
+            pause.wait(_DRAIN_POLL_S)
+        if self._ingress.calls > 0:
+            log.warning("grace period over", extra={"in_flight": self._ingress.calls})
+
+    def stop(self) -> None:
+        """Close everything. Calls that are still open are cancelled."""
+        self.repository.close()
+        self._grpc.stop(grace=0).wait(_STOP_S)
+        self._ingress.stop(_STOP_S)
+        self._runtime.stop()
+        if self._metrics is not None:
+            self._metrics.stop()
+        self._control_pool.shutdown(wait=False, cancel_futures=True)
+        self._stream_pool.shutdown(wait=False, cancel_futures=True)
+        self.state.enter(Phase.STOPPED)
+        log.info("stopped")
+
+
+def run(settings: Settings, progress: LoadProgress, stopping: threading.Event | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. Called by the main thread."""
+    stop = stopping or threading.Event()
+    _on_signals(stop.set)
+    try:
+        server = Server(settings)
+        server.start()
+    except (ModelLoadError, PortError) as error:
+        log.error("cannot start", extra={"reason": str(error)})
+        return 1
+    code = 0
+    try:
+        if not server.load(progress):
+            log.error("stopping: a model failed to load and exit_on_error is set")
+            code = 1
+        else:
+            stop.wait()
+    except ModelLoadError as error:
+        log.error("cannot read the model repository", extra={"reason": str(error)})
+        code = 1
+    server.drain()
+    server.stop()
+    return code
+
+
+def _on_signals(action: Callable[[], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: action())
