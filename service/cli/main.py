@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from service import logs
+from service.cli.progress import load_progress
 from service.cli.settings_flags import add_settings, given_settings
 from service.config.settings import SettingsError, available_cores, flag_name, load_settings, unknown_variables
 from service.errors import ModelLoadError
@@ -143,7 +144,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     # Imported here: a wrong flag is answered without loading ONNX Runtime and gRPC first.
     from service import server
 
-    return server.run(settings)
+    return server.run(settings, load_progress())
 
 
 def _add_version(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

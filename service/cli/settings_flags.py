@@ -22,6 +22,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "metrics_port",
         "max_message_bytes",
         "max_in_flight",
+        "max_in_flight_bytes",
         "max_streams",
         "control_threads",
         "grace_period_s",

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -104,14 +104,15 @@ class Settings(BaseSettings):
         ge=2**16,
         le=_MAX_GRPC_MESSAGE_BYTES,
         description="Largest request or answer, bytes. The default holds a batch of 400 images of 3x224x224 float32; "
-        "max_in_flight requests of this size have to fit into memory.",
+        "what all requests together may hold is max_in_flight_bytes.",
     )
     max_in_flight: int = Field(
         8192,
         ge=1,
         le=1_000_000,
         description="Inference calls in progress at once (queued, running or being answered); more are refused before "
-        "their message is read (UNAVAILABLE). A call costs memory, not a thread; a model's own queue is usually full long before.",
+        "their message is read (UNAVAILABLE). A call costs memory, not a thread; a model's own queue is usually full "
+        "long before.",
     )
     max_in_flight_bytes: int = Field(
         2 * 2**30,
@@ -210,6 +211,14 @@ class Settings(BaseSettings):
         if len({path.resolve() for path in resolved}) != len(resolved):
             raise ValueError("the same directory is given twice")
         return resolved
+
+    @field_validator("max_in_flight_bytes")
+    @classmethod
+    def _holds_a_message(cls, limit: int, info: ValidationInfo) -> int:
+        largest = info.data.get("max_message_bytes", 0)
+        if limit < largest:
+            raise ValueError(f"{limit} is less than one message of max_message_bytes ({largest})")
+        return limit
 
     @field_validator("profile_cache")
     @classmethod
