@@ -363,7 +363,8 @@ class Scheduler:
         if eagerness:
             forecast = int(eagerness * lane.arrivals_within(free_ns - now_ns))
         count = lane.doomed(free_ns, forecast)
-        if not count:
+        # When nobody would make it nobody is in anybody's way: the batch before may yet end sooner than predicted.
+        if not count or count == lane.count:
             return NOTHING
         refused: list[Refusal] = []
         for request in lane.pop(count):
