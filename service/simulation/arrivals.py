@@ -112,7 +112,8 @@ def read_trace(path: Path, rng: np.random.Generator) -> Times:
     if not times:
         raise ValueError(f"{path}: holds no arrival times")
     result = np.sort(np.array(times, dtype=np.float64))
-    return result - result[0]
+    result -= result[0]
+    return result
 
 
 def _read_minutes(path: Path, rows: csv.DictReader[str], rng: np.random.Generator) -> Times:

@@ -1,14 +1,14 @@
 """Runs the real scheduler against arrivals on simulated time: no threads, no clock, repeatable from its seed.
 
-A batch takes its table's time (padded up to its bucket), times lognormal noise, times a drift, plus rare stalls. What is
-simulated is the device; what decides is `service.scheduler.Scheduler`, the same object that runs in the server.
+A batch takes its table's time (padded up to its bucket), times lognormal noise, times a drift, plus rare stalls. What
+is simulated is the device; what decides is `service.scheduler.Scheduler`, the same object that runs in the server.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,9 +130,11 @@ class _Simulation:
         for number, model in enumerate(models):
             buckets = tuple(sorted(model.table_s))
             believed = model.table_s if model.believed_s is None else model.believed_s
-            table = {(): {rows: seconds * NS_PER_S for rows, seconds in believed.items()}}
+            table: dict[Hashable, dict[int, float]] = {(): {rows: seconds * NS_PER_S for rows, seconds in believed.items()}}
             slo_ns = None if model.slo_s is None else round(model.slo_s * NS_PER_S)
-            policy = QueuePolicy(model.name, ("device",), buckets[-1], slo_ns, buckets, **{"max_concurrent": slots, **model.options})
+            policy = QueuePolicy(
+                model.name, ("device",), buckets[-1], slo_ns, buckets, **{"max_concurrent": slots, **model.options}
+            )
             queue = self.scheduler.add_queue(policy, LatencyModel(table, buckets))
             self.queues.append(queue)
             self.tables[queue] = {rows: seconds * NS_PER_S for rows, seconds in model.table_s.items()}
@@ -203,9 +205,9 @@ class _Simulation:
                 touched = queue
             if events and events[0][0] <= now:
                 continue  # a slot becomes free at this very moment: it decides
-            slot = idle_slot(touched) if touched is not None else None
-            if slot is not None:
-                self._step(slot)
+            wake = idle_slot(touched) if touched is not None else None
+            if wake is not None:
+                self._step(wake)
         return [self._outcomes(number) for number in range(len(self.models))]
 
     def _push(self, at: int, dispatch: Dispatch | None, slot: Slot) -> None:
