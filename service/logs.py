@@ -40,7 +40,7 @@ def configure(level: str, log_format: LogFormat, stream: TextIO | None = None) -
 
     Calling it again replaces what an earlier call set up. Other libraries' warnings come out in the same format.
     """
-    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    handler = _StderrHandler() if stream is None else logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()
     for old in [h for h in root.handlers if isinstance(h.formatter, JsonFormatter | TextFormatter)]:
@@ -73,6 +73,17 @@ class TextFormatter(logging.Formatter):
         message = record.getMessage().replace("\n", "\\n")
         line = f"{timestamp(record.created)} {record.levelname:<7} {record.name}: {message}{fields}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at that moment: a progress bar puts itself in between to stay below the lines."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
 
 
 def timestamp(epoch_s: float) -> str:

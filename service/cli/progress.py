@@ -9,12 +9,18 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from collections.abc import Callable
 from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from service.clock import NS_PER_S, now_ns
+
 log = logging.getLogger(__name__)
+
+# Often enough to see that it goes on, rarely enough that a thousand models are a few lines.
+LOG_INTERVAL_NS = 5 * NS_PER_S
 
 
 class LoadProgress(Protocol):
@@ -40,39 +46,39 @@ def load_progress(stream: TextIO | None = None) -> LoadProgress:
 
 
 class LogProgress:
-    """One log line per model and one at the end."""
+    """A line at the start, one now and then, and one for each model that failed."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], int] = now_ns, interval_ns: int = LOG_INTERVAL_NS) -> None:
+        self._clock = clock
+        self._interval_ns = interval_ns
         self._lock = threading.Lock()
         self._total = 0
-        self._loaded = 0
-        self._failed = 0
+        self._done = 0
+        self._next_ns = 0
 
     def started(self, total: int) -> None:
         with self._lock:
-            self._total, self._loaded, self._failed = total, 0, 0
+            self._total, self._done = total, 0
+            self._next_ns = self._clock() + self._interval_ns
         log.info("loading models", extra={"models": total})
 
     def loaded(self, name: str, version: str, seconds: float) -> None:
         with self._lock:
-            self._loaded += 1
-            done = self._loaded + self._failed
-        log.info(
-            "model loaded",
-            extra={"model": name, "version": version, "seconds": round(seconds, 3), "done": f"{done}/{self._total}"},
-        )
+            self._done += 1
+            done, at_ns = self._done, self._clock()
+            if at_ns < self._next_ns:
+                return
+            self._next_ns = at_ns + self._interval_ns
+        latest = {"model": name, "version": version, "seconds": round(seconds, 3)}
+        log.info("still loading models", extra={"done": done, "models": self._total, **latest})
 
     def failed(self, name: str, version: str, reason: str) -> None:
         with self._lock:
-            self._failed += 1
-            done = self._loaded + self._failed
-        log.error(
-            "model not loaded",
-            extra={"model": name, "version": version, "reason": reason, "done": f"{done}/{self._total}"},
-        )
+            self._done += 1
+        log.error("model not loaded", extra={"model": name, "version": version, "reason": reason})
 
     def finished(self) -> None:
-        log.info("models loaded", extra={"loaded": self._loaded, "failed": self._failed})
+        """Nothing to say: the server logs what it is ready with."""
 
 
 class BarProgress:
