@@ -39,11 +39,13 @@ def classify(client: InferenceClient, photo: Path, labels: Sequence[str], count:
     began_ns = time.perf_counter_ns()
     answer = client.infer(MODEL, {"image": tensor}, ["probabilities"], timeout_s)
     took_ms = (time.perf_counter_ns() - began_ns) / 1e6
-    table = Table("label", "probability", title=f"{photo.name}: answered in {took_ms:.1f} ms")
+    table = Table("label", "probability")
     found = best(answer["probabilities"][0], labels, count)
     for label, probability in found:
         table.add_row(label, f"{probability:.1%}")
-    Console().print(table)
+    console = Console()
+    console.print(f"{photo.name}: answered in {took_ms:.1f} ms", highlight=False)
+    console.print(table)
     return found[0][0]
 
 

@@ -20,12 +20,13 @@ VERSION = "1"
 class Entry:
     """A model as it lies in a repository.
 
-    `files` go beside `config.pbtxt`, e.g. labels and the card; `version_files` into the version's directory:
+    `config` is the text of `config.pbtxt`, or None where the server shall read everything from the model. `files` go
+    beside it, e.g. labels and the card; `version_files` into the version's directory:
     `model.onnx` and its external data.
     """
 
     name: str
-    config: str
+    config: str | None
     files: Mapping[str, str]
     version_files: Mapping[str, bytes]
 
@@ -42,7 +43,8 @@ def publish(entry: Entry, repository: Path) -> Path:
             (fresh / VERSION / name).write_bytes(content)
         for name, text in entry.files.items():
             (fresh / name).write_text(text, encoding="utf-8")
-        (fresh / "config.pbtxt").write_text(entry.config, encoding="utf-8")
+        if entry.config is not None:
+            (fresh / "config.pbtxt").write_text(entry.config, encoding="utf-8")
         if target.exists():
             shutil.move(target, Path(scratch) / "former")
         fresh.rename(target)

@@ -46,3 +46,9 @@ def test_a_failed_publication_leaves_the_former_entry(tmp_path: Path) -> None:
         publish(broken, tmp_path)
     assert files(tmp_path)["m/1/model.onnx"] == b"1"
     assert [d.name for d in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_configuration_may_be_left_out(tmp_path: Path) -> None:
+    """Without a configuration there is no file for it: an empty one would not mean the same."""
+    publish(Entry("m", None, {}, {"model.onnx": b"1"}), tmp_path)
+    assert files(tmp_path) == {"m/1/model.onnx": b"1"}
