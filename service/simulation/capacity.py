@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.simulation.arrivals import arrivals
+from service.simulation.arrivals import Times, arrivals
 from service.simulation.optimum import clairvoyant, padded_table
 from service.simulation.simulator import Disturbance, Load, SimulatedModel, simulate
 from service.simulation.summary import WARM_UP_SHARE, Summary, summarise
@@ -68,24 +68,31 @@ class Point:
 
 def run_point(table_s: Mapping[int, float], slo_s: float, rate: float, scenario: Scenario) -> Summary:
     """Simulate one replica at `rate` requests of one row per second."""
-    times = arrivals(scenario.process, rate, scenario.requests, np.random.default_rng(scenario.seed), scenario.cv)
-    model = SimulatedModel("model", table_s, slo_s, Load(times))
-    (outcomes,) = simulate([model], seed=scenario.seed + 1, disturbance=Disturbance(scenario.noise_cv))
-    return summarise(outcomes)
+    return _run(table_s, slo_s, _draw(rate, scenario), scenario)
+
+
+def run_trace(table_s: Mapping[int, float], slo_s: float, times: Times, scenario: Scenario) -> Point:
+    """Simulate one replica on these arrival times, with the clairvoyant optimum on the same."""
+    summary = _run(table_s, slo_s, times, scenario)
+    counted = times[int(len(times) * WARM_UP_SHARE) :]
+    best = clairvoyant(counted, padded_table(dict(table_s)), slo_s) / max(float(counted[-1] - counted[0]), 1e-9)
+    return Point(summary, best, fluid(table_s, slo_s, summary.rate))
 
 
 def sweep(table_s: Mapping[int, float], slo_s: float, loads: tuple[float, ...], scenario: Scenario) -> list[Point]:
-    """A point per load, in units of the classical capacity, with the clairvoyant optimum on the same arrivals."""
+    """A point per load, in units of the classical capacity."""
     unit = classical(table_s, slo_s)
-    padded = padded_table(dict(table_s))
-    points: list[Point] = []
-    for load in loads:
-        rate = load * unit
-        times = arrivals(scenario.process, rate, scenario.requests, np.random.default_rng(scenario.seed), scenario.cv)
-        counted = times[int(len(times) * WARM_UP_SHARE) :]
-        best = clairvoyant(counted, padded, slo_s) / max(float(counted[-1] - counted[0]), 1e-9)
-        points.append(Point(run_point(table_s, slo_s, rate, scenario), best, fluid(table_s, slo_s, rate)))
-    return points
+    return [run_trace(table_s, slo_s, _draw(load * unit, scenario), scenario) for load in loads]
+
+
+def _draw(rate: float, scenario: Scenario) -> Times:
+    return arrivals(scenario.process, rate, scenario.requests, np.random.default_rng(scenario.seed), scenario.cv)
+
+
+def _run(table_s: Mapping[int, float], slo_s: float, times: Times, scenario: Scenario) -> Summary:
+    model = SimulatedModel("model", table_s, slo_s, Load(times))
+    (outcomes,) = simulate([model], seed=scenario.seed + 1, disturbance=Disturbance(scenario.noise_cv))
+    return summarise(outcomes)
 
 
 def sustainable_rate(table_s: Mapping[int, float], slo_s: float, scenario: Scenario) -> float:

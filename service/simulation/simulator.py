@@ -130,7 +130,8 @@ class _Simulation:
         for number, model in enumerate(models):
             buckets = tuple(sorted(model.table_s))
             believed = model.table_s if model.believed_s is None else model.believed_s
-            table: dict[Hashable, dict[int, float]] = {(): {rows: seconds * NS_PER_S for rows, seconds in believed.items()}}
+            believed_ns = {rows: seconds * NS_PER_S for rows, seconds in believed.items()}
+            table: dict[Hashable, dict[int, float]] = {(): believed_ns}
             slo_ns = None if model.slo_s is None else round(model.slo_s * NS_PER_S)
             policy = QueuePolicy(
                 model.name, ("device",), buckets[-1], slo_ns, buckets, **{"max_concurrent": slots, **model.options}
