@@ -1,0 +1,78 @@
+# Every target does its own set-up: a fresh machine needs only make and Python 3.11 or newer (with venv).
+#   make serve      serve the example models on 127.0.0.1:8001, metrics on :8002
+#   make classify   fetch EfficientNet-Lite0, serve it and name what is in a photograph
+#   make test       the whole test suite         make lint types   what CI checks besides
+#   make sim        the scheduler in simulation  make bench        the benchmarks (Linux, two cores)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+REPOSITORY ?= models/examples
+# More flags for `make serve`, for example: make serve FLAGS="--grpc-port 9001"
+FLAGS ?=
+# More arguments for `make test`, for example: make test TESTS=tests/unit
+TESTS ?= tests
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help serve classify test lint format types sim bench protos lock clean
+
+help:
+	@sed -n '2,6p' Makefile | sed 's/^# *//'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.server: $(BIN)/python pyproject.toml requirements/server.lock
+	@echo "installing the server into $(VENV) ..."
+	@$(PIP) install --require-hashes -r requirements/server.lock
+	@$(PIP) install --no-deps --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.server requirements/dev.lock
+	@echo "installing what tests and models need into $(VENV) ..."
+	@$(PIP) install --require-hashes -r requirements/dev.lock
+	@touch $@
+
+serve: $(VENV)/.server
+	$(BIN)/onclock serve --model-repository $(REPOSITORY) $(FLAGS)
+
+classify: $(VENV)/.dev
+	$(BIN)/python -m models.classify_demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+sim: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.simulation_table
+	$(BIN)/onclock simulate --latency 5+0.5*rows --slo-ms 22 --plot build/simulate.png
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.run
+
+protos: $(VENV)/.dev
+	PATH="$(abspath $(BIN)):$$PATH" protos/generate.sh
+
+# Resolve the pinned versions anew, for every platform and Python at once, with hashes.
+lock: $(VENV)/.dev
+	$(PIP) install uv==0.13.9
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+	  pyproject.toml -o requirements/server.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+	  --extra dev --extra models pyproject.toml -o requirements/dev.lock
+
+clean:
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,117 @@
+"""Imports go one way: a module imports only from rows above its own, and each external library has one home."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "service"
+
+# The longest prefix that matches decides. Modules of one row may import each other only within one package.
+ROWS: dict[str, int] = {
+    "service.errors": 0,
+    "service.clock": 0,
+    "service.tensor": 0,
+    "service.config": 0,
+    "service.state": 0,
+    "service.batch": 1,
+    "service.scheduler": 1,
+    "service.request": 1,
+    "service.repository.version_policy": 1,
+    "service.engine": 2,
+    "service.metrics": 2,
+    "service.logs": 2,
+    "service.model": 3,
+    "service.repository": 4,
+    "service.frontend": 5,
+    "service.server": 6,
+    "service.simulation": 6,
+    "service.cli": 7,
+    "service.__main__": 7,
+}
+# Nouns build on each other, and a request is a noun made of the scheduler's.
+WITHIN_ROW = {
+    ("service.request", "service.scheduler"),
+    ("service.scheduler", "service.batch"),
+    ("service.__main__", "service.cli"),
+}
+HOMES: dict[str, tuple[str, ...]] = {
+    "onnxruntime": ("service.engine",),
+    "prometheus_client": ("service.metrics",),
+    "grpc": ("service.frontend", "service.server"),
+    "grpc_health": ("service.frontend",),
+    "grpc_reflection": ("service.frontend",),
+    "matplotlib": ("service.simulation", "service.cli"),
+    "onnx": ("service.config",),
+}
+PURE = "service.scheduler"
+STDLIB_FOR_PURE = {
+    "__future__", "abc", "bisect", "collections", "dataclasses", "enum", "heapq", "itertools", "math", "typing", "operator",
+}  # fmt: skip
+
+
+def modules() -> list[Path]:
+    return [p for p in sorted(ROOT.rglob("*.py")) if "pb" not in p.relative_to(ROOT).parts]
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that `path` imports, also inside functions and for type checking."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            if node.module in ("service", "service.pb"):
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def home(module: str) -> str:
+    """The entry of ROWS that a module belongs to."""
+    matches = [prefix for prefix in ROWS if module == prefix or module.startswith(prefix + ".")]
+    return max(matches, key=len, default="")
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_imports_only_from_rows_above(path: Path) -> None:
+    """No module imports from its own row (outside its package) or from a row below."""
+    module = name_of(path)
+    if module == "service":
+        return
+    own = home(module)
+    assert own, f"{module} has no row: add it to ROWS and to docs/architecture.md"
+    for imported in imports(path):
+        if not imported.startswith("service.") or imported.startswith("service.pb"):
+            continue
+        other = home(imported)
+        assert other, f"{module} imports {imported}, which has no row"
+        allowed = ROWS[other] < ROWS[own] or other == own or (own, other) in WITHIN_ROW
+        assert allowed or ROWS[own] == 0 == ROWS[other], f"{module} (row {ROWS[own]}) imports {imported} (row {ROWS[other]})"
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_external_libraries_have_one_home(path: Path) -> None:
+    """ONNX Runtime, Prometheus, gRPC and the plots are each imported in one place."""
+    module = name_of(path)
+    for imported in imports(path):
+        homes = HOMES.get(imported.split(".")[0])
+        if homes is not None:
+            assert any(module == h or module.startswith(h + ".") for h in homes), f"{module} imports {imported}"
+
+
+def test_the_scheduler_needs_the_standard_library_only() -> None:
+    """Decisions stay cheap to simulate and to test: no clock, no threads, no arrays."""
+    for path in modules():
+        if name_of(path).startswith(PURE):
+            for imported in imports(path):
+                outside = imported.split(".")[0] not in STDLIB_FOR_PURE
+                allowed = imported.startswith((PURE, "service.batch", "service.clock", "service.errors"))
+                assert not outside or allowed, f"{name_of(path)} imports {imported}"
