@@ -14,21 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-METHOD = "/inference.GRPCInferenceService/ModelInfer"
+SERVICE = "inference.GRPCInferenceService"
 
 
-class Echo(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
-    """Handles the one method; every other is UNIMPLEMENTED."""
-
-    def __init__(self) -> None:
-        self._handler = grpc.unary_unary_rpc_method_handler(self._answer)
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
-        return self._handler if handler_call_details.method == METHOD else None
-
-    @staticmethod
-    def _answer(request: bytes, context: grpc.ServicerContext) -> bytes:  # noqa: ARG004
-        return request
+def answer(request: bytes, context: grpc.ServicerContext) -> bytes:  # noqa: ARG001
+    """The request's own bytes."""
+    return request
 
 
 def main() -> None:
@@ -38,7 +29,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=80)
     arguments = parser.parse_args()
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    server = grpc.server(ThreadPoolExecutor(max_workers=arguments.threads), handlers=[Echo()], options=options)
+    echo = grpc.method_handlers_generic_handler(SERVICE, {"ModelInfer": grpc.unary_unary_rpc_method_handler(answer)})
+    server = grpc.server(ThreadPoolExecutor(max_workers=arguments.threads), handlers=[echo], options=options)
     if server.add_insecure_port(f"127.0.0.1:{arguments.port}") == 0:
         raise SystemExit(f"cannot bind 127.0.0.1:{arguments.port}")
     stop = threading.Event()

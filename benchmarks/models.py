@@ -149,14 +149,13 @@ def model_file(name: str, folder: Path) -> Path:
 
 
 def config_text(model: BenchmarkModel, slo_ms: float | None) -> str:
-    """The `config.pbtxt` of a benchmark model: one instance on the CPU, one thread, dynamic batching."""
+    """The `config.pbtxt` of a benchmark model: one instance on the CPU, dynamic batching; all else is the default."""
     lines = [
         f'name: "{model.name}"',
         'platform: "onnxruntime_onnx"',
         f"max_batch_size: {model.max_batch}",
         "instance_group { kind: KIND_CPU count: 1 }",
         "dynamic_batching { }",
-        'parameters { key: "intra_op_thread_count" value { string_value: "1" } }',
     ]
     if slo_ms is not None:
         lines.append(f'parameters {{ key: "latency_slo_ms" value {{ string_value: "{slo_ms:g}" }} }}')

@@ -22,7 +22,7 @@ from service.pb import grpc_service_pb2 as pb
 # The command under test.
 ONCLOCK = (sys.executable, "-m", "service")
 
-MODEL_READY = "/inference.GRPCInferenceService/ModelReady"
+SERVICE = "/inference.GRPCInferenceService/"
 
 # A server that warms up a large model runs every bucket of it two dozen times before it reports ready.
 READY_TIMEOUT_S = 300.0
@@ -141,20 +141,22 @@ def _wait_connected(server: Server) -> None:
 
 
 def _wait_models(server: Server, models: Sequence[str]) -> None:
+    """Wait until every model is ready. Raises `BenchmarkError` with the server's reason as soon as one has failed."""
     with grpc.insecure_channel(server.url) as channel:
-        ready = channel.unary_unary(
-            MODEL_READY,
-            request_serializer=pb.ModelReadyRequest.SerializeToString,
-            response_deserializer=pb.ModelReadyResponse.FromString,
+        index = channel.unary_unary(
+            SERVICE + "RepositoryIndex",
+            request_serializer=pb.RepositoryIndexRequest.SerializeToString,
+            response_deserializer=pb.RepositoryIndexResponse.FromString,
         )
         end = time.monotonic() + READY_TIMEOUT_S
-        waiting = list(models)
-        while waiting and time.monotonic() < end:
+        while time.monotonic() < end:
             server.check_alive()
-            with contextlib.suppress(grpc.RpcError):
-                if ready(pb.ModelReadyRequest(name=waiting[0]), timeout=5).ready:
-                    waiting.pop(0)
-                    continue
+            states = {entry.name: entry for entry in index(pb.RepositoryIndexRequest(), timeout=10).models}
+            found = [states[name] for name in models if name in states]
+            if len(found) == len(models) and all(entry.state == "READY" for entry in found):
+                return
+            failed = [entry for entry in found if entry.state == "UNAVAILABLE" and entry.reason]
+            if failed:
+                raise BenchmarkError(f"model '{failed[0].name}' did not load: {failed[0].reason}; see {server.log}")
             time.sleep(0.1)
-    if waiting:
-        raise BenchmarkError(f"models {waiting} not ready within {READY_TIMEOUT_S:.0f} s; see {server.log}")
+    raise BenchmarkError(f"models {list(models)} not ready within {READY_TIMEOUT_S:.0f} s; see {server.log}")
