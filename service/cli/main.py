@@ -17,8 +17,10 @@ import sys
 from collections.abc import Sequence
 
 from service import logs
+from service.cli.parsing import Commands, add_command
 from service.cli.progress import load_progress
 from service.cli.settings_flags import add_settings, given_settings
+from service.cli.tools import add_check, add_profile, add_simulate
 from service.config.settings import SettingsError, available_cores, flag_name, load_settings, unknown_variables
 from service.errors import ModelLoadError
 from service.metrics import MetricsPortError
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(_unknown_arguments(unknown, arguments))
         return EXIT_USAGE
     try:
-        code: int = arguments.run(arguments)
+        code: int = arguments.run_command(arguments)
     except SettingsError as error:
         for line in str(error).splitlines():
             _complain(line)
@@ -92,15 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-class ManualFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of help texts, and wraps each of their lines."""
-
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        return [line for part in text.splitlines() for line in super(ManualFormatter, self)._split_lines(part, width)]
-
-
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of `onclock`. Each sub-command sets `run`, a function from its arguments to the exit code."""
+    """The parser of `onclock`. Each sub-command sets `run_command`, a function from its arguments to the exit code."""
     parser = argparse.ArgumentParser(
         prog="onclock",
         description="A gRPC inference server for ONNX models that answers on time.",
@@ -111,28 +106,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"onclock {importlib.metadata.version('onclock')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _add_serve(commands)
+    add_check(commands)
+    add_profile(commands)
+    add_simulate(commands)
     _add_version(commands)
     return parser
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, text: str, epilog: str = ""
-) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=text,
-        epilog=epilog,
-        formatter_class=ManualFormatter,
-        allow_abbrev=False,
-    )
-
-
-def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "serve", "serve a model repository", _SERVE_TEXT, _SERVE_EPILOG)
+def _add_serve(commands: Commands) -> None:
+    parser = add_command(commands, "serve", "serve a model repository", _SERVE_TEXT, _SERVE_EPILOG)
     parser.usage = "onclock serve --model-repository DIR [SETTING ...]"
     add_settings(parser)
-    parser.set_defaults(run=_serve)
+    parser.set_defaults(run_command=_serve)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -147,9 +132,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     return server.run(settings, load_progress())
 
 
-def _add_version(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_version(commands: Commands) -> None:
     text = "Versions of onclock and of what decides its behaviour, and the devices it would take."
-    _command(commands, "version", "print versions", text).set_defaults(run=_version)
+    add_command(commands, "version", "print versions", text).set_defaults(run_command=_version)
 
 
 def _version(_: argparse.Namespace) -> int:
@@ -172,7 +157,7 @@ def _unknown_arguments(unknown: Sequence[str], arguments: argparse.Namespace) ->
     command = f"onclock {arguments.command}" if arguments.command else "onclock"
     flag = unknown[0].partition("=")[0]
     # argparse names values by attribute: every flag of ours is its attribute with dashes
-    flags = [flag_name(name) for name in vars(arguments)]
+    flags = ["--help", "--version"] if arguments.command is None else [flag_name(name) for name in vars(arguments)]
     close = difflib.get_close_matches(flag, flags, n=1)
     hint = f"did you mean {close[0]}?" if close else f"see {command} --help"
     return f"{command} does not know {unknown[0]!r}; {hint}"
