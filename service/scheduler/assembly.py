@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from service.batch import CloseReason
 from service.clock import NEVER_NS
 from service.scheduler.lane import Lane, LaneKind
-from service.scheduler.types import QueuedRequest, RequestState, Segment
+from service.scheduler.queue import ModelQueue
+from service.scheduler.types import RequestState, Segment
 
 
 @dataclass(slots=True)
@@ -64,11 +65,13 @@ def _segment(lane: Lane) -> Batch:
     rows = lane.window_rows
     segment = Segment(request, request.dispatched_rows, rows)
     request.dispatched_rows += rows
-    lane.queue.pending_rows -= rows
     lane.dirty = True
-    if request.dispatched_rows == request.rows:
+    done = request.dispatched_rows == request.rows
+    if done:
         lane.pop(1)
-        _leave(request)
+        request.state = RequestState.RUNNING
+        request.lane = None
+    _leave(lane.queue, request.priority, int(done), rows)
     reason = CloseReason.DRAINED if request.state is RequestState.RUNNING else CloseReason.FULL
     return Batch([segment], rows, rows, 0, request.deadline_ns, reason)
 
@@ -92,10 +95,11 @@ def _window(lane: Lane, others: list[Lane], start_ns: int) -> Batch:
     deadline_ns = NEVER_NS if lane.soft else taken[0].deadline_ns
     segments: list[Segment] = []
     for request in taken:
-        request.dispatched_rows = request.rows
-        _leave(request)
-        segments.append(Segment(request, 0, request.rows))
-    lane.queue.pending_rows -= rows
+        size = request.dispatched_rows = request.rows
+        request.state = RequestState.RUNNING
+        request.lane = None
+        segments.append(Segment(request, 0, size))
+    _leave(lane.queue, lane.priority, count, rows)
     lane.held = False
     return Batch(segments, rows, rows, 0, deadline_ns, reason)
 
@@ -153,23 +157,19 @@ def _fill(batch: Batch, lane: Lane, others: list[Lane], start_ns: int) -> None:
 def _ride(batch: Batch, lane: Lane) -> None:
     (request,) = lane.pop(1)
     request.dispatched_rows = request.rows
-    _leave(request)
-    lane.queue.pending_rows -= request.rows
+    request.state = RequestState.RUNNING
+    request.lane = None
+    _leave(lane.queue, request.priority, 1, request.rows)
     batch.segments.append(Segment(request, 0, request.rows))
     batch.rows += request.rows
 
 
-def _leave(request: QueuedRequest) -> None:
-    """Account for a request all of whose rows are dispatched."""
-    queue = request.lane.queue if request.lane else None
-    request.state = RequestState.RUNNING
-    request.lane = None
-    if queue is not None:
-        queue.pending_requests -= 1
-        queue.pending_by_priority[request.priority] -= 1
-        queue.dispatched_requests += 1
-        if request is queue.probe:
-            queue.probe = None
+def _leave(queue: ModelQueue, priority: int, requests: int, rows: int) -> None:
+    """Account for requests all of whose rows are dispatched."""
+    queue.pending_requests -= requests
+    queue.pending_rows -= rows
+    queue.pending_by_priority[priority] -= requests
+    queue.dispatched_requests += requests
 
 
 def _head_deadline_ns(lane: Lane) -> int:

@@ -241,7 +241,14 @@ class Lane:
         `start_ns`, when `extra_rows` more are expected to have joined by then."""
         if self.stale:
             self._compact()
-        return self._window(start_ns, extra_rows)[0] - self._passed
+        first = self._passed
+        head = self._items[first]
+        rows = self.end + extra_rows - self._ends[first] + head.rows
+        cap = self.cap_rows
+        # The usual case, in a line: the oldest makes it with everything behind it.
+        if self.curve.fits((head.deadline_ns - start_ns) / self.latency.factor) >= (rows if rows < cap else cap):
+            return 0
+        return self._window(start_ns, extra_rows)[0] - first
 
     def settle(self, start_ns: int) -> list[QueuedRequest]:
         """Find the window for a batch that starts at `start_ns`; returns the requests that cannot be in it, which have

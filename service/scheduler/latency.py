@@ -64,7 +64,8 @@ class Curve:
 
     def index(self, rows: int) -> int:
         """Index of the smallest bucket that holds `rows` (the last one when none does)."""
-        return min(bisect_left(self.rows, rows), len(self.rows) - 1)
+        index = bisect_left(self.rows, rows)
+        return index if index < len(self.rows) else index - 1
 
     def settled(self, index: int) -> bool:
         """Whether a ratio against this bucket says something about the speed of the device."""

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Hashable
 
 from service.clock import NEVER_NS
+from service.scheduler.device import DeviceState
 from service.scheduler.lane import Lane, LaneKind
 from service.scheduler.latency import LatencyModel
 from service.scheduler.policy import QueuePolicy
@@ -42,6 +43,7 @@ class ModelQueue:
         "batches",
         "cancelled",
         "closed",
+        "devices",
         "dispatched_requests",
         "dispatched_rows",
         "failed_batches",
@@ -50,6 +52,7 @@ class ModelQueue:
         "last_probe_ns",
         "late_rows",
         "latency",
+        "limited",
         "padded_rows",
         "parallel",
         "pending_by_priority",
@@ -62,8 +65,9 @@ class ModelQueue:
         "running",
     )
 
-    def __init__(self, policy: QueuePolicy, latency: LatencyModel) -> None:
+    def __init__(self, policy: QueuePolicy, latency: LatencyModel, devices: tuple[DeviceState, ...]) -> None:
         self.policy = policy
+        self.devices = devices
         self.latency = latency
         self.pending_requests = 0
         self.pending_rows = 0
@@ -81,7 +85,9 @@ class ModelQueue:
         self.running: Counter[str] = Counter()
         self.active: dict[Lane, None] = {}  # lanes with requests
         self.last_lane: Lane | None = None
-        self.parallel = 1  # batches that can run at once, over all devices
+        # Batches that can run at once, over all devices; whether that is fewer than there are slots.
+        self.parallel = sum(min(policy.max_concurrent, len(device.slots)) for device in devices)
+        self.limited = any(policy.max_concurrent < len(device.slots) for device in devices)
         self.probe: QueuedRequest | None = None
         self.last_probe_ns = -NEVER_NS
         self.last_done_ns = -NEVER_NS

@@ -53,7 +53,6 @@ class Scheduler:
         self._lead_ns = lead_ns
         self._devices: dict[str, DeviceState] = {}
         self._slots: dict[Slot, SlotState] = {}
-        self._devices_of: dict[ModelQueue, tuple[DeviceState, ...]] = {}
         self._hints = 0.0
         for slot in slots:
             device = self._devices.setdefault(slot.device, DeviceState(slot.device))
@@ -72,11 +71,7 @@ class Scheduler:
             raise ValueError(
                 f"model '{policy.name}': the latency model has buckets {latency.buckets}, the policy {policy.buckets}"
             )
-        queue = ModelQueue(policy, latency)
-        devices = tuple(self._devices[name] for name in policy.devices)
-        queue.parallel = sum(min(policy.max_concurrent, len(device.slots)) for device in devices)
-        self._devices_of[queue] = devices
-        return queue
+        return ModelQueue(policy, latency, tuple(self._devices[name] for name in policy.devices))
 
     def remove_queue(self, queue: ModelQueue) -> list[QueuedRequest]:
         """Forget a model; returns what was waiting, for the caller to answer. Its running batches end as usual."""
@@ -90,7 +85,7 @@ class Scheduler:
         queue.pending_requests = queue.pending_rows = 0
         queue.pending_by_priority.clear()
         queue.closed = True
-        self._devices_of.pop(queue, None)
+        queue.devices = ()
         return waiting
 
     def lower_cap(self, queue: ModelQueue, shape: Hashable, rows: int) -> None:
@@ -162,10 +157,20 @@ class Scheduler:
     def idle_slot(self, queue: ModelQueue) -> Slot | None:
         """The slot whose worker should be woken for `queue`: one that was told `Idle` or `WaitUntil` and has not asked
         since, on a device where the model may run. None when all are busy: they will ask by themselves."""
-        for device in self._devices_of.get(queue, ()):
+        for device in queue.devices:
             if device.parked and queue.running[device.name] < queue.policy.max_concurrent:
                 return next(iter(device.parked))
         return None
+
+    def spare_slot(self, device: str) -> Slot | None:
+        """A slot of `device` that sleeps while there is work left: to be woken after a `Dispatch`, which may have left
+        requests behind."""
+        state = self._devices[device]
+        if not state.parked or not state.active:
+            return None
+        if all(lane.queue.running[device] >= lane.queue.policy.max_concurrent for lane in state.active):
+            return None
+        return next(iter(state.parked))
 
     # -- slots -------------------------------------------------------------------------------------------------------
 
@@ -291,11 +296,16 @@ class Scheduler:
 
     def _dispatch(self, state: SlotState, lane: Lane, start_ns: int, now_ns: int, refused: list[Refusal]) -> Dispatch:
         queue = lane.queue
-        probing = queue.probe
         batch = assemble(lane, start_ns)
-        for other in tuple(queue.active):
-            if not other.count:
-                self._deactivate(other)
+        probing = queue.probe is not None and queue.probe.state is RequestState.RUNNING
+        if probing:
+            queue.probe = None
+        if len(queue.active) > 1:
+            for other in tuple(queue.active):
+                if not other.count:
+                    self._deactivate(other)
+        elif not lane.count:
+            self._deactivate(lane)
         slack_ns = batch.deadline_ns - start_ns - batch.expected_ns if batch.deadline_ns < NEVER_NS else NEVER_NS
         dispatch = Dispatch(
             queue,
@@ -309,7 +319,7 @@ class Scheduler:
             now_ns,
             refused,
             start_ns,
-            probing is not None and queue.probe is None,
+            probing,
         )
         state.begin(dispatch)
         queue.running[state.slot.device] += 1
@@ -327,10 +337,9 @@ class Scheduler:
 
     def _free_ns(self, queue: ModelQueue, now_ns: int) -> int:
         """When a slot is predicted to be free for `queue`; `now_ns` when one is."""
-        devices = self._devices_of[queue]
         earliest_ns = NEVER_NS
-        for device in devices:
-            if queue.running[device.name] >= queue.policy.max_concurrent:
+        for device in queue.devices:
+            if queue.limited and queue.running[device.name] >= queue.policy.max_concurrent:
                 free_ns = device.free_for(queue, now_ns)
             else:
                 free_ns = device.free_at(now_ns)
@@ -431,7 +440,7 @@ class Scheduler:
     def _place(self, queue: ModelQueue, request: QueuedRequest, lane: Lane) -> None:
         if not lane.count:
             queue.active[lane] = None
-            for device in self._devices_of[queue]:
+            for device in queue.devices:
                 device.active[lane] = None
         lane.push(request)
         queue.pending_requests += 1
@@ -448,5 +457,5 @@ class Scheduler:
     def _deactivate(self, lane: Lane) -> None:
         queue = lane.queue
         queue.active.pop(lane, None)
-        for device in self._devices_of.get(queue, ()):
+        for device in queue.devices:
             device.active.pop(lane, None)

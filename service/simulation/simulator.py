@@ -10,6 +10,7 @@ import heapq
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from service.scheduler import (
     LatencyModel,
     QueuedRequest,
     QueuePolicy,
+    Refusal,
     RefusalReason,
     Scheduler,
     Slot,
@@ -83,7 +85,7 @@ class Disturbance:
     drift: Callable[[float], float] | None = None
 
 
-IN_SLO, LATE, REFUSED = 0, 1, 2
+IN_SLO, LATE, REFUSED, UNKNOWN = 0, 1, 2, -1
 
 
 @dataclass(slots=True)
@@ -140,8 +142,12 @@ class _Simulation:
             self.queues.append(queue)
             self.tables[queue] = {rows: seconds * NS_PER_S for rows, seconds in model.table_s.items()}
             self.index[queue] = number
-        self.requests = self._requests()
-        total = len(self.requests)
+        self.plan = self._plan()
+        total = len(self.plan)
+        self.outcome = [UNKNOWN] * total
+        self.elapsed_ns = [0] * total
+        self.on_arrival = [False] * total
+        self.answered_rows: dict[int, int] = {}  # of requests answered in parts
         rng = np.random.default_rng(seed)
         sigma = math.sqrt(math.log(1 + disturbance.cv**2))
         self.noise = np.exp(-sigma * sigma / 2 + sigma * rng.standard_normal(total + 16)).tolist()
@@ -155,38 +161,34 @@ class _Simulation:
         self.free_ns = dict.fromkeys(self.slots, 0)
         self.wake: dict[Slot, int] = {}
 
-    def _requests(self) -> list[tuple[int, int, int, int, QueuedRequest]]:
-        merged: list[tuple[int, int, int, int, QueuedRequest]] = []
+    def _plan(self) -> list[tuple[int, int, int, int, int]]:
+        """(arrival, model, rows, deadline, priority) of every request, in order of arrival."""
+        merged: list[tuple[int, int, int, int, int]] = []
         for number, model in enumerate(self.models):
             load = model.load
             times = np.round(load.arrivals_s * NS_PER_S).astype(np.int64).tolist()
             count = len(times)
-            rows = [load.rows] * count if isinstance(load.rows, int) else list(load.rows)
+            rows = [load.rows] * count if isinstance(load.rows, int) else load.rows
+            levels = [load.priorities] * count if isinstance(load.priorities, int) else load.priorities
             slos = model.slo_s if load.slos_s is None else load.slos_s
-            budgets = (
-                [None if slos is None else round(slos * NS_PER_S)] * count
-                if slos is None or isinstance(slos, float | int)
-                else [round(slo * NS_PER_S) for slo in slos]
-            )
-            levels = [load.priorities] * count if isinstance(load.priorities, int) else list(load.priorities)
-            for at in range(count):
-                arrival = times[at]
-                budget = budgets[at]
-                deadline = NEVER_NS if budget is None else arrival + budget
-                # payload: [outcome, elapsed, on arrival, rows still to be answered]
-                request = QueuedRequest(rows[at], arrival, deadline, levels[at], (), 1, [-1, 0, False, rows[at]])
-                merged.append((arrival, number, at, rows[at], request))
-        merged.sort(key=lambda entry: entry[0])
+            if slos is None:
+                deadlines = [NEVER_NS] * count
+            elif isinstance(slos, float | int):
+                deadlines = [time + round(slos * NS_PER_S) for time in times]
+            else:
+                deadlines = [time + round(slo * NS_PER_S) for time, slo in zip(times, slos, strict=True)]
+            merged.extend(zip(times, [number] * count, rows, deadlines, levels, strict=True))
+        merged.sort(key=itemgetter(0))
         return merged
 
     def run(self) -> list[Outcomes]:
-        scheduler, requests, queues = self.scheduler, self.requests, self.queues
-        position, count = 0, len(requests)
+        scheduler, plan, queues = self.scheduler, self.plan, self.queues
+        position, count = 0, len(plan)
         enqueue, idle_slot, events = scheduler.enqueue, scheduler.idle_slot, self.events
         for slot in self.slots:  # as a worker does when it starts
             scheduler.next_step(slot, 0)
         while position < count or events:
-            next_arrival = requests[position][0] if position < count else NEVER_NS
+            next_arrival = plan[position][0] if position < count else NEVER_NS
             if events and events[0][0] < next_arrival:
                 self._event()
                 continue
@@ -196,11 +198,11 @@ class _Simulation:
             # Arrivals of the same instant are taken in together, then a slot is woken: a fan-out is one batch.
             self.now = now = next_arrival
             touched = None
-            while position < count and requests[position][0] == now:
-                _, number, _, _, request = requests[position]
-                position += 1
+            while position < count and plan[position][0] == now:
+                _, number, rows, deadline, priority = plan[position]
                 queue = queues[number]
-                refused = enqueue(queue, request, now)
+                refused = enqueue(queue, QueuedRequest(rows, now, deadline, priority, (), 1, position), now)
+                position += 1
                 if refused:
                     self._refuse(refused)
                 touched = queue
@@ -233,12 +235,9 @@ class _Simulation:
             self._refuse(step.refused)
         if isinstance(step, Dispatch):
             self._start(step)
-            if step.refused:
-                self._refuse([refusal for refusal in step.refused if refusal.request.payload[0] < 0])
-            for queue in self.queues:
-                other = self.scheduler.idle_slot(queue) if queue.pending_requests else None
-                if other is not None and other != slot:
-                    self._step(other)
+            other = self.scheduler.spare_slot(slot.device)
+            if other is not None:
+                self._step(other)
         elif isinstance(step, WaitUntil):
             self._push(step.at_ns, None, slot)
             self.wake[slot] = self.order
@@ -264,33 +263,34 @@ class _Simulation:
     def _complete(self, dispatch: Dispatch) -> None:
         now = self.now
         for segment in dispatch.segments:
-            payload = segment.request.payload
-            payload[3] -= segment.rows
-            if payload[3] == 0 and payload[0] < 0:
-                payload[0] = IN_SLO if now <= segment.request.deadline_ns else LATE
-                payload[1] = now - segment.request.arrival_ns
-        start = self.batches_start(dispatch)
-        self.scheduler.completed(dispatch, now, now - start, dispatch.late_rows(now))
+            request = segment.request
+            position = request.payload
+            if segment.rows != request.rows:
+                rows = self.answered_rows[position] = self.answered_rows.get(position, 0) + segment.rows
+                if rows < request.rows or self.outcome[position] != UNKNOWN:
+                    continue
+            self.outcome[position] = IN_SLO if now <= request.deadline_ns else LATE
+            self.elapsed_ns[position] = now - request.arrival_ns
+        # Host time of an overlapped batch is not the device's: it is timed from its start.
+        begun = dispatch.start_ns if self.lead_ns else dispatch.dispatched_ns
+        self.scheduler.completed(dispatch, now, now - begun, dispatch.late_rows(now))
 
-    def batches_start(self, dispatch: Dispatch) -> int:
-        return max(dispatch.start_ns, dispatch.dispatched_ns) if self.lead_ns else dispatch.dispatched_ns
-
-    def _refuse(self, refused: Sequence[Any]) -> None:
+    def _refuse(self, refused: Sequence[Refusal]) -> None:
         for refusal in refused:
-            payload = refusal.request.payload
-            payload[0] = REFUSED
-            payload[1] = self.now - refusal.request.arrival_ns
-            payload[2] = payload[1] == 0
+            position = refusal.request.payload
+            elapsed = self.now - refusal.request.arrival_ns
+            self.outcome[position] = REFUSED
+            self.elapsed_ns[position] = elapsed
+            self.on_arrival[position] = elapsed == 0
 
     def _outcomes(self, number: int) -> Outcomes:
-        mine = sorted((entry for entry in self.requests if entry[1] == number), key=lambda entry: entry[2])
-        payloads = [entry[4].payload for entry in mine]
-        batches = np.array(self.batches[number] or np.zeros((0, 3)), dtype=np.int64).reshape(-1, 3)
+        mine = np.array([entry[1] for entry in self.plan], dtype=np.int64) == number
+        batches = np.array(self.batches[number], dtype=np.int64).reshape(-1, 3)
         return Outcomes(
-            np.array([entry[0] for entry in mine], dtype=np.float64) / NS_PER_S,
-            np.array([payload[0] for payload in payloads], dtype=np.int8),
-            np.array([payload[1] for payload in payloads], dtype=np.float64) / NS_PER_S,
-            np.array([payload[2] for payload in payloads], dtype=np.bool_),
+            np.array([entry[0] for entry in self.plan], dtype=np.float64)[mine] / NS_PER_S,
+            np.array(self.outcome, dtype=np.int8)[mine],
+            np.array(self.elapsed_ns, dtype=np.float64)[mine] / NS_PER_S,
+            np.array(self.on_arrival, dtype=np.bool_)[mine],
             batches[:, 0] / NS_PER_S,
             batches[:, 1],
             batches[:, 2] / NS_PER_S,
