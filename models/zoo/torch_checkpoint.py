@@ -108,7 +108,7 @@ def load_state_dict(path: Path) -> dict[str, Array]:
     """
     content = io.BytesIO(path.read_bytes())
     try:
-        is_zip = content.getbuffer()[:2] == b"PK"
+        is_zip = content.getvalue().startswith(b"PK")
         tensors, storages = _read_zip(content) if is_zip else _read_legacy(content)
         return {name: _materialise(name, tensor, storages) for name, tensor in _named(tensors)}
     except CheckpointError as error:

@@ -34,11 +34,11 @@ MAX_DIMENSION = 5
 
 _FLOATS = ("FP32", "FP64", "FP16")
 _INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
-_NUMPY_OF = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(bool)": np.bool_,
+_NUMPY_OF: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(bool)": np.dtype(np.bool_),
     **{f"tensor({name})": np.dtype(name) for name in ("int8", "int16", "int32", "int64")},
     **{f"tensor({name})": np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64")},
 }
@@ -65,7 +65,7 @@ def write_corpus(directory: Path, count: int = 1000, seed: int = 0) -> list[Corp
         name = f"{kind}_{index:04d}"
         if kind == "external_data":
             target = directory / name
-            onnx_models.external_data(target / "1", *_sizes(rng, 2, 64), seed=index)
+            onnx_models.external_data(target / "1", _size(rng, 64), _size(rng, 64), seed=index)
         else:
             target = onnx_models.write_model(directory, name, build(rng))
         models.append(CorpusModel(name, kind, target))
@@ -94,6 +94,28 @@ def expected(model_dir: Path, seed: int = 0, rows: int | None = None) -> tuple[A
     session = open_session(model_file(model_dir))
     inputs = draw_inputs(session, np.random.default_rng(seed), rows)
     return inputs, run_directly(session, inputs)
+
+
+def differences(got: Mapping[str, Array], wanted: Mapping[str, Array], tolerance: float = 1e-5) -> list[str]:
+    """What is wrong with the answers `got`, in words; empty when they equal `wanted`.
+
+    Floats may differ by `tolerance`, absolutely or relative to the wanted value; strings may be `bytes` or `str`.
+    """
+    wrong = [f"output '{name}' is missing" for name in wanted if name not in got]
+    for name in wanted.keys() & got.keys():
+        one, other = got[name], wanted[name]
+        if one.shape != other.shape:
+            wrong.append(f"output '{name}' has shape {one.shape}, expected {other.shape}")
+        elif other.dtype.kind == "f":
+            if not np.allclose(one.astype("f8"), other.astype("f8"), rtol=tolerance, atol=tolerance, equal_nan=True):
+                wrong.append(f"output '{name}' differs by {np.nanmax(np.abs(one.astype('f8') - other)):.2g}")
+        elif list(map(_plain, one.ravel())) != list(map(_plain, other.ravel())):
+            wrong.append(f"output '{name}' is {one.ravel()[:5]}..., expected {other.ravel()[:5]}...")
+    return wrong
+
+
+def _plain(element: Any) -> Any:
+    return element.encode() if isinstance(element, str) else element
 
 
 def draw_inputs(session: ort.InferenceSession, rng: np.random.Generator, rows: int | None = None) -> Arrays:
@@ -128,7 +150,7 @@ def run_directly(session: ort.InferenceSession, inputs: Mapping[str, Array]) -> 
         # The BF16 graphs of the corpus are element-wise: outputs have the shape of the only input.
         (source,) = inputs.values()
         is_bf16 = types[name] == "tensor(bfloat16)"
-        outputs[name] = np.empty(source.shape, np.uint16 if is_bf16 else np.dtype(_NUMPY_OF[types[name]]))
+        outputs[name] = np.empty(source.shape, np.dtype(np.uint16) if is_bf16 else _NUMPY_OF[types[name]])
         element = TensorProto.BFLOAT16 if is_bf16 else outputs[name].dtype
         binding.bind_output(name, "cpu", 0, element, outputs[name].shape, outputs[name].ctypes.data)
     session.run_with_iobinding(binding)
@@ -145,7 +167,7 @@ def _draw(rng: np.random.Generator, onnx_type: str, shape: Sequence[int], limits
         return np.asarray(rng.integers(0, 2, shape), np.bool_)
     if onnx_type == "tensor(bfloat16)":
         return np.asarray((rng.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16), np.uint16)
-    dtype = np.dtype(_NUMPY_OF[onnx_type])
+    dtype = _NUMPY_OF[onnx_type]
     if dtype.kind == "f":
         return np.asarray(rng.standard_normal(shape), dtype)
     low, high = (int(part) for part in limits.split(",")) if limits else (0 if dtype.kind == "u" else -9, 9)
@@ -159,6 +181,10 @@ def _limit(model: onnx.ModelProto, **ranges: tuple[int, int]) -> onnx.ModelProto
     """Note in the metadata what the inputs may hold."""
     helper.set_model_props(model, {f"range:{name}": f"{low},{high}" for name, (low, high) in ranges.items()})
     return model
+
+
+def _size(rng: np.random.Generator, most: int) -> int:
+    return int(rng.integers(1, most + 1))
 
 
 def _sizes(rng: np.random.Generator, count: int, most: int) -> list[int]:
@@ -299,39 +325,39 @@ def _image_size(rng: np.random.Generator) -> int:
 Build = Callable[[np.random.Generator], onnx.ModelProto]
 
 _KINDS: tuple[tuple[str, Build], ...] = (
-    ("mlp", lambda rng: onnx_models.mlp(*_sizes(rng, 3, 64), seed=_seed(rng))),
+    ("mlp", lambda rng: onnx_models.mlp(_size(rng, 64), _size(rng, 64), _size(rng, 64), _seed(rng))),
     ("identity", _identity),
     ("elementwise", _elementwise),
     ("text_encoder", _text_encoder),
     ("reducing", _reducing),
-    ("string_tfidf", lambda rng: onnx_models.string_tfidf(WORDS[: int(rng.integers(1, 7))], *_sizes(rng, 1, 6))),
+    ("string_tfidf", lambda rng: onnx_models.string_tfidf(WORDS[: int(rng.integers(1, 7))], _size(rng, 6))),
     ("logical", _logical),
     ("conv_net", lambda rng: onnx_models.conv_net(_image_size(rng), 8, 1, 10, "N", _seed(rng))),
     ("elementwise", _elementwise),
-    ("side_input", lambda rng: onnx_models.side_input(*_sizes(rng, 1, 8))),
+    ("side_input", lambda rng: onnx_models.side_input(_size(rng, 8))),
     ("identity", _identity),
-    ("linear_classifier", lambda rng: onnx_models.linear_classifier(*_sizes(rng, 1, 8), 3, _seed(rng))),
+    ("linear_classifier", lambda rng: onnx_models.linear_classifier(_size(rng, 8), 3, _seed(rng))),
     ("reshaping", _reshaping),
     ("fixed_batch_cnn", lambda rng: onnx_models.fixed_batch_cnn(_image_size(rng), _seed(rng))),
     ("bfloat16", _bfloat16),
-    ("recurrent", lambda rng: onnx_models.recurrent(*_sizes(rng, 1, 8))),
+    ("recurrent", lambda rng: onnx_models.recurrent(_size(rng, 8))),
     ("elementwise", _elementwise),
-    ("string_labels", lambda rng: onnx_models.string_labels(WORDS[:5], *_sizes(rng, 1, 4))),
+    ("string_labels", lambda rng: onnx_models.string_labels(WORDS[:5], _size(rng, 4))),
     ("poison", _poison),
-    ("mixed_batch_outputs", lambda rng: onnx_models.mixed_batch_outputs(*_sizes(rng, 1, 8))),
+    ("mixed_batch_outputs", lambda rng: onnx_models.mixed_batch_outputs(_size(rng, 8))),
     ("reducing", _reducing),
-    ("dynamic_quantised", lambda rng: onnx_models.dynamic_quantised(*_sizes(rng, 2, 32), seed=_seed(rng))),
+    ("dynamic_quantised", lambda rng: onnx_models.dynamic_quantised(_size(rng, 32), _size(rng, 32), _seed(rng))),
     ("scalar_sum", lambda _: onnx_models.scalar_sum()),
     ("external_data", lambda rng: onnx_models.mlp(seed=_seed(rng))),
-    ("growing_cache", lambda rng: onnx_models.growing_cache(*_sizes(rng, 1, 8))),
-    ("branching", lambda rng: onnx_models.branching(*_sizes(rng, 1, 8))),
+    ("growing_cache", lambda rng: onnx_models.growing_cache(_size(rng, 8))),
+    ("branching", lambda rng: onnx_models.branching(_size(rng, 8))),
     ("logical", _logical),
-    ("looping", lambda rng: _limit(onnx_models.looping(*_sizes(rng, 1, 8)), times=(0, 8))),
+    ("looping", lambda rng: _limit(onnx_models.looping(_size(rng, 8)), times=(0, 8))),
     ("constant_output", lambda _: onnx_models.constant_output()),
     ("tree_classifier", lambda rng: onnx_models.tree_classifier(int(rng.integers(2, 8)))),
     ("empty_rows", lambda _: onnx_models.empty_rows()),
     ("unbatched_matrix", lambda _: onnx_models.unbatched_matrix()),
-    ("default_input", lambda rng: onnx_models.default_input(*_sizes(rng, 1, 8))),
+    ("default_input", lambda rng: onnx_models.default_input(_size(rng, 8))),
     ("odd_names", lambda _: onnx_models.odd_names()),
     ("string_upper", lambda _: onnx_models.string_upper()),
     ("global_average", lambda rng: onnx_models.global_average(_image_size(rng))),

@@ -24,7 +24,6 @@ IR_VERSION = 8
 ML_OPSET = 3
 
 Dims = Sequence[int | str]
-Node = onnx.NodeProto
 
 # Protocol name -> ONNX element type, for the types a tensor can have on the wire.
 ELEMENT_TYPES: dict[str, int] = {
@@ -87,7 +86,7 @@ def matmul_stack(layers: int = 4, width: int = 4096, seed: int = 0) -> onnx.Mode
     Reading the weights (64 MiB a layer at width 4096) bounds its time, so a batch costs little more than one row.
     """
     rng = np.random.default_rng(seed)
-    nodes: list[Node] = []
+    nodes: list[onnx.NodeProto] = []
     initializers: dict[str, npt.NDArray[Any]] = {}
     previous = "x"
     for layer in range(layers):
@@ -616,7 +615,7 @@ def value(name: str, datatype: str, dims: Dims) -> onnx.ValueInfoProto:
 
 def make_model(
     name: str,
-    nodes: Iterable[Node],
+    nodes: Iterable[onnx.NodeProto],
     inputs: Sequence[onnx.ValueInfoProto],
     outputs: Sequence[onnx.ValueInfoProto],
     initializers: dict[str, npt.NDArray[Any]] | None = None,
@@ -644,7 +643,7 @@ def _filters(rng: np.random.Generator, outputs: int, inputs: int) -> npt.NDArray
     return rng.standard_normal((outputs, inputs, 3, 3), dtype=np.float32) / np.float32(np.sqrt(inputs * 9))
 
 
-def _linear_classifier_node(features: int, classes: int, seed: int, scores: str) -> Node:
+def _linear_classifier_node(features: int, classes: int, seed: int, scores: str) -> onnx.NodeProto:
     rng = np.random.default_rng(seed)
     return helper.make_node(
         "LinearClassifier",

@@ -136,3 +136,13 @@ def test_zipmap_has_an_output_that_is_no_tensor() -> None:
     """A sequence of maps cannot be served: a server has to refuse this model when it loads it."""
     (_, maps) = open_model(onnx_models.zipmap_classifier()).get_outputs()
     assert maps.type == "seq(map(int64,tensor(float)))"
+
+
+def test_differences_are_told_in_words() -> None:
+    """Equal answers give nothing; a missing output, another shape, value or text is named."""
+    wanted = {"f": np.array([1.0, np.nan], np.float32), "s": np.array(["a"], object), "i": np.array([1, 2])}
+    same = {"f": wanted["f"] + np.float32(1e-6), "s": np.array([b"a"], object), "i": wanted["i"].copy()}
+    assert corpus.differences(same, wanted) == []
+    other = {"f": np.array([1.1, np.nan], np.float32), "s": np.array([b"b"], object), "i": np.array([[1, 2]])}
+    assert len(corpus.differences(other, wanted)) == 3
+    assert corpus.differences({"f": same["f"], "s": same["s"]}, wanted) == ["output 'i' is missing"]
