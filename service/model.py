@@ -288,7 +288,8 @@ def _refusal_error(model: Model, refusal: Refusal, request: InferenceRequest) ->
     name = f"model '{model.name}' version {model.version}"
     if refusal.reason is RefusalReason.UNREACHABLE:
         return DeadlineUnreachable(
-            f"{name}: {request.rows} rows need {wait_ms:.1f} ms even on an idle server, the deadline leaves {budget_ms:.1f} ms"
+            f"{name}: {request.rows} rows need {wait_ms:.1f} ms even on an idle server, "
+            f"the deadline leaves {budget_ms:.1f} ms"
         )
     if refusal.reason is RefusalReason.EXPIRED:
         return Expired(f"Request timeout expired: {name} did not reach the request within its {budget_ms:.1f} ms")

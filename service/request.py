@@ -75,8 +75,9 @@ class Responder(Protocol):
 
 
 class InferenceRequest(QueuedRequest):
-    """See the module's docstring. `context` belongs to the responder: the call and the plan of the answer. `parts` are the
-    chunks already run of a request too large for one batch; `answered` is set once it has its answer or its error."""
+    """See the module's docstring. `context` belongs to the responder: the call and the plan of the answer. `parts` are
+    the chunks already run of a request too large for one batch; `answered` is set once it has its answer or its
+    error."""
 
     __slots__ = ("answered", "context", "inputs", "parts", "request_id", "responder")
 

@@ -69,7 +69,7 @@ class Settings(BaseSettings):
 
     model_repository: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split_paths)] = Field(
         min_length=1,
-        description="Directory with the models to serve: DIR/<model>/<version>/model.onnx. The flag may be repeated; "
+        description="Directory with the models to serve: DIR/MODEL/VERSION/model.onnx. The flag may be repeated; "
         f"the environment variable separates directories with '{os.pathsep}'.",
         examples=["/srv/models"],
     )

@@ -89,7 +89,10 @@ class OnnxSession:
                     for n, v in values.items()
                 }
                 results = self._session.run_with_ort_values(names, as_values)
-                return [_bits(r) if s.datatype is DataType.BF16 else r.numpy() for s, r in zip(outputs, results)]
+                return [
+                    _bits(r) if s.datatype is DataType.BF16 else r.numpy()
+                    for s, r in zip(outputs, results, strict=True)
+                ]
             answers: list[Array] = self._core.run(names, values, None)
         except Exception as error:
             raise _translate(error) from error

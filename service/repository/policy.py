@@ -20,7 +20,7 @@ def queue_policy(
     objective = config.objective
     max_rows = config.max_batch_size if config.joins_requests else 1
     if measured is not None and config.joins_requests:
-        max_rows, notes = _useful_rows(config, measured)
+        max_rows, notes = _largest_batch(config, measured)
     # Padding to a ladder of sizes pays where sizes are captured or compiled; the CPU runs every size as it is.
     padded = any(device.kind == "gpu" for device in devices)
     policy = QueuePolicy(
@@ -50,22 +50,24 @@ def latency_model(policy: QueuePolicy, measured: Measured | None) -> LatencyMode
     return LatencyModel({measured.shape: table}, policy.buckets, {measured.shape: measured.shape.cost})
 
 
-def _useful_rows(config: ModelConfig, measured: Measured) -> tuple[int, list[str]]:
-    """The largest batch worth forming: within the objective, and not beyond what was measured."""
+def _largest_batch(config: ModelConfig, measured: Measured) -> tuple[int, list[str]]:
+    """The largest batch the scheduler may form, and what should be said about the objective.
+
+    With an objective it is the configured one, whatever was measured: a batch that takes too long is never formed, and
+    the measurement of a busy start must not bind the days after it. Without one, sizes never run are not tried on
+    clients.
+    """
     slo_ns = config.objective.slo_ns
-    most = max(measured.table)
     if slo_ns is None:
-        return (config.max_batch_size if measured.complete else most), []
+        return (config.max_batch_size if measured.complete else max(measured.table)), []
     alone_ns = measured.table[min(measured.table)].p50_ns
     if alone_ns > slo_ns:
-        return 1, [
-            f"latency_slo_ms {slo_ns / NS_PER_MS:g} cannot be kept: one row alone takes {alone_ns / NS_PER_MS:.1f} ms; "
-            "every request will be refused until the model is faster or the objective longer"
+        return config.max_batch_size, [
+            f"latency_slo_ms {slo_ns / NS_PER_MS:g} cannot be kept at present: one row alone takes "
+            f"{alone_ns / NS_PER_MS:.1f} ms; nearly every request will be refused until the model is faster or the "
+            "objective longer"
         ]
-    fitting = max(rows for rows, sample in measured.table.items() if sample.p50_ns <= slo_ns)
-    if fitting == most and measured.complete:
-        return config.max_batch_size, []
-    return fitting, []
+    return config.max_batch_size, []
 
 
 def _priorities(batching: DynamicBatching) -> dict[int, PriorityPolicy]:

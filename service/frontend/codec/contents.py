@@ -48,7 +48,8 @@ def from_contents(contents: Any, datatype: DataType, count: int, name: str) -> I
         raise InvalidRequest(f"input '{name}': {datatype.wire_name} has no typed contents; send raw_input_contents")
     if filled != [wanted]:
         raise InvalidRequest(
-            f"input '{name}': {datatype.wire_name} data belongs into contents.{wanted}, but {' and '.join(filled)} is filled"
+            f"input '{name}': {datatype.wire_name} data belongs into contents.{wanted}, "
+            f"but {' and '.join(filled)} is filled"
         )
     values = getattr(contents, wanted)
     if len(values) != count:

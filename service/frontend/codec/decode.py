@@ -1,4 +1,5 @@
-"""Bytes to `InferenceRequest`: the plan from the header, views of the data, and every check that must come before a batch.
+"""Bytes to `InferenceRequest`: the plan from the header, views of the data, and every check that must come before a
+batch.
 
 A request that passes here can be merged with any other of the same shape class without harm to it.
 """

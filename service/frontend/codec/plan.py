@@ -41,8 +41,8 @@ class ServedModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PlannedInput:
-    """One input as a request states it. `nbytes` is its exact size, -1 for BYTES; `side` if it has no batch dimension in
-    a batched model."""
+    """One input as a request states it. `nbytes` is its exact size, -1 for BYTES; `side` if it has no batch dimension
+    in a batched model."""
 
     index: int
     name: str
@@ -54,7 +54,8 @@ class PlannedInput:
 
 @dataclass(slots=True)
 class RequestPlan:
-    """`inputs` are in the order of the raw tensors of the message; `shape` is None when it depends on side inputs' values.
+    """`inputs` are in the order of the raw tensors of the message; `shape` is None when it depends on side inputs'
+    values.
 
     `generation` is that of the model repository when the plan was made: older plans are made anew.
     """
@@ -191,8 +192,8 @@ def _refuse_parameters(parameters: Any, names: Sequence[str], what: str, feature
 
 
 def _request_parameters(parameters: Any, model: ServedModel) -> tuple[int, int]:
-    """The request parameters that decide how it is queued: (timeout in ns, priority). Unknown names are the client's own
-    and are let through."""
+    """The request parameters that decide how it is queued: (timeout in ns, priority). Unknown names are the client's
+    own and are let through."""
     timeout_ns = 0
     priority = 0
     for name in parameters:
