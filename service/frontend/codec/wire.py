@@ -28,7 +28,7 @@ class SplitMessage:
     raws: list[tuple[int, int]]
 
 
-def split(message: bytes) -> SplitMessage | None:
+def split(message: bytes) -> SplitMessage | None:  # noqa: C901 - one loop over bytes: calls would cost more than the parsing
     """Split a serialized `ModelInferRequest`, or None when its fields are not in the usual order or form."""
     position = 0
     total = len(message)
