@@ -24,8 +24,8 @@ _GRAPH_LEVEL = {
     GraphOptimization.BASIC: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     GraphOptimization.NONE: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
-# Warnings of ONNX Runtime about a graph are for whoever made it; a server logs errors.
-_LOG_ERRORS = 3
+# Errors reach the client and the log as ours; ONNX Runtime's own lines would let any bad request fill the log.
+_LOG_FATAL = 4
 _CUDA_DEFAULTS = {
     "cudnn_conv_algo_search": "HEURISTIC",
     "arena_extend_strategy": "kSameAsRequested",
@@ -43,7 +43,7 @@ class SessionPlan:
     def options(self) -> Any:
         tuning = self.config.session
         options = ort.SessionOptions()
-        options.log_severity_level = _LOG_ERRORS
+        options.log_severity_level = _LOG_FATAL
         options.graph_optimization_level = _GRAPH_LEVEL[self.config.optimization.graph]
         if tuning.intra_op_threads is None and tuning.inter_op_threads is None:
             options.use_per_session_threads = False

@@ -18,7 +18,7 @@ import numpy as np
 from service.clock import NEVER_NS, now_ns
 from service.config.model import ModelConfig, Warmup, WarmupData, WarmupInput
 from service.engine.buffers import as_array
-from service.engine.pool import Instance
+from service.engine.pool import Instance, undeclared
 from service.errors import ModelLoadError, ServiceError
 from service.request import BatchOutput, InferenceRequest, InputData, ShapeClass
 from service.scheduler import Segment, bucket_ladder
@@ -189,10 +189,15 @@ def requests(sample: Sample, config: ModelConfig, rows: int) -> list[Segment]:
 
 
 def first_run(instance: Instance, config: ModelConfig, candidates: Sequence[Sample]) -> tuple[Sample | None, str]:
-    """The first candidate the model accepts, or None and the reason of the last refusal."""
+    """The first candidate the model accepts, or None and the reason of the last refusal.
+
+    It is run without bound buffers first: what the model really answers decides whether its outputs can be bound.
+    """
     reason = "no warm-up input"
     for sample in candidates:
         try:
+            answers = instance.session.run(batch_arrays([sample], config), config.outputs)
+            instance.undeclared_shapes = undeclared(config.outputs, answers)
             instance.run(requests(sample, config, 1), 1, 1)
         except ServiceError as error:
             reason = str(error)
