@@ -1,0 +1,86 @@
+"""The unmodified published client works: each check of `tritonclient_script.py` passes against a running server.
+
+The client and our generated messages register the same protobuf package, so it runs in a process and an environment of
+its own.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onnx import helper
+
+from tests.support import onnx_models
+from tests.support.onnx_models import write_model
+from tests.support.server import running_server
+from tests.support.venvs import python_with
+
+SCRIPT = Path(__file__).with_name("tritonclient_script.py")
+CLIENT = "tritonclient[grpc]==2.73.0"
+# The whole script; the slowest check takes a second.
+SCRIPT_TIMEOUT_S = 120.0
+
+CHECKS = [
+    node.name
+    for node in ast.parse(SCRIPT.read_text()).body
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("check_")
+]
+
+
+def _times(factor: int) -> Any:
+    """`x` FP32 [N, 4] -> `y`, the sum of `factor` copies of x."""
+    nodes = [helper.make_node("Sum", ["x"] * factor, ["y"])]
+    tensors = [onnx_models.value(name, "FP32", ["N", 4]) for name in "xy"]
+    return onnx_models.make_model("times", nodes, tensors[:1], tensors[1:])
+
+
+def write_repository(directory: Path) -> None:
+    """The models that the script talks to."""
+    for datatype in onnx_models.ELEMENT_TYPES:
+        name = f"identity_{datatype.lower()}"
+        write_model(directory, name, onnx_models.identity(datatype))
+    both = "max_batch_size: 8\nversion_policy { all {} }\ndynamic_batching {}\n"
+    write_model(directory, "double", _times(2), 1, both)
+    write_model(directory, "double", _times(3), 2)
+    write_model(directory, "counted", onnx_models.identity())
+    for name in ("scalar_sum", "empty_rows", "text_encoder", "image_identity", "poison"):
+        write_model(directory, name, getattr(onnx_models, name)())
+    # The parameter: measured at load, so that a deadline of 10 ms is known to be out of reach.
+    write_model(directory, "slow", onnx_models.slow_for(200), config="max_batch_size: 8\n")
+    ranked = "max_batch_size: 1\ndynamic_batching { priority_levels: 2 default_priority_level: 2 }\n"
+    write_model(directory, "ranked", onnx_models.slow_for(50), config=ranked)
+    (directory / "broken" / "1").mkdir(parents=True)
+    (directory / "broken" / "1" / "model.onnx").write_bytes(b"this is no model")
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Any]]]:
+    """What each check of the script reported."""
+    python = python_with(CLIENT)
+    repository = tmp_path_factory.mktemp("repository")
+    write_repository(repository)
+    with running_server(repository) as server:
+        done = subprocess.run(
+            [str(python), str(SCRIPT), server.address],
+            capture_output=True,
+            text=True,
+            timeout=SCRIPT_TIMEOUT_S,
+            check=False,
+        )
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        if not lines:
+            pytest.fail(f"the script ended with {done.returncode} before its first check:\n{done.stderr}")
+        yield {line["check"]: line for line in lines}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_client(check: str, outcomes: dict[str, dict[str, Any]]) -> None:
+    """What the check's name says works with the published client."""
+    assert check in outcomes, f"the script ended before {check}; it did {list(outcomes)}"
+    assert outcomes[check]["ok"], outcomes[check]["error"]

@@ -1,0 +1,564 @@
+"""What users of the published Python client do, done with that client: run in an environment of its own.
+
+    python tritonclient_script.py HOST:PORT
+
+Every `check_*` function is one check; for each one JSON line is printed, with the traceback when it failed. The models
+it expects are written by `test_tritonclient.py`. Nothing here imports from the project: only what a user has.
+"""
+
+# A script, not a pytest module: its asserts are not rewritten, its output is its report, any exception is a failed check.
+# ruff: noqa: BLE001, PT017, PT018, T201
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import ml_dtypes
+import numpy as np
+import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+URL = sys.argv[1]
+# No check waits longer than this for anything.
+WAIT_S = 20.0
+
+NUMERIC = {
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+}
+# The typed field of each datatype that has one, with values at the ends of its range.
+TYPED = {
+    "BOOL": ("bool_contents", [True, False, False, True]),
+    "INT8": ("int_contents", [-128, 127, 0, -1]),
+    "INT16": ("int_contents", [-32768, 32767, 0, -1]),
+    "INT32": ("int_contents", [-(2**31), 2**31 - 1, 0, -1]),
+    "INT64": ("int64_contents", [-(2**63), 2**63 - 1, 0, -1]),
+    "UINT8": ("uint_contents", [0, 255, 1, 128]),
+    "UINT16": ("uint_contents", [0, 65535, 1, 32768]),
+    "UINT32": ("uint_contents", [0, 2**32 - 1, 1, 2**31]),
+    "UINT64": ("uint64_contents", [0, 2**64 - 1, 1, 2**63]),
+    "FP32": ("fp32_contents", [0.0, -1.5, 3.25, 1e30]),
+    "FP64": ("fp64_contents", [0.0, -1.5, 1 / 3, 1e300]),
+    "BYTES": ("bytes_contents", [b"", b"one", "zwei \u00fc".encode(), b"x" * 300]),
+}
+
+
+def tensor(name: str, array: Any) -> triton.InferInput:
+    return triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)).set_data_from_numpy(array)
+
+
+def rows(count: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).standard_normal((count, 4)).astype(np.float32)
+
+
+def refused(status: str, fragment: str, act: Callable[[], Any]) -> InferenceServerException:
+    """`act` must raise the client's exception with this status code and text."""
+    try:
+        act()
+    except InferenceServerException as error:
+        assert error.status() == f"StatusCode.{status}", f"status {error.status()}: {error.message()}"
+        assert fragment in error.message(), error.message()
+        return error
+    raise AssertionError(f"no {status}: the call succeeded")
+
+
+def echo(client: triton.InferenceServerClient, datatype: str, array: Any) -> Any:
+    """`array` through the model that answers what it is sent."""
+    result = client.infer(f"identity_{datatype.lower()}", [tensor("x", array)])
+    described = result.get_output("y")
+    assert described.datatype == datatype, described.datatype
+    assert list(described.shape) == list(array.shape), described.shape
+    return result.as_numpy("y")
+
+
+# Health
+
+
+def check_server_is_live_and_ready(client: triton.InferenceServerClient) -> None:
+    assert client.is_server_live() is True
+    assert client.is_server_ready() is True
+
+
+def check_model_ready(client: triton.InferenceServerClient) -> None:
+    assert client.is_model_ready("double") is True
+    assert client.is_model_ready("double", "2") is True
+    assert client.is_model_ready("broken") is False
+
+
+def check_unknown_model_is_an_error(client: triton.InferenceServerClient) -> None:
+    refused("INVALID_ARGUMENT", "Request for unknown model", lambda: client.is_model_ready("nobody"))
+    refused("NOT_FOUND", "Request for unknown model", lambda: client.is_model_ready("double", "9"))
+    refused("INVALID_ARGUMENT", "Request for unknown model", lambda: client.get_model_metadata("nobody"))
+    refused("INVALID_ARGUMENT", "Request for unknown model", lambda: client.get_model_config("nobody"))
+    refused("INVALID_ARGUMENT", "Request for unknown model", lambda: client.get_inference_statistics("nobody"))
+    refused("INVALID_ARGUMENT", "Request for unknown model", lambda: client.infer("nobody", [tensor("x", rows(1))]))
+
+
+# Description
+
+
+def check_server_metadata(client: triton.InferenceServerClient) -> None:
+    metadata = client.get_server_metadata()
+    assert metadata.name == "onclock", metadata
+    assert "statistics" in metadata.extensions, metadata
+    as_json = client.get_server_metadata(as_json=True)
+    assert as_json["version"] == metadata.version and as_json["version"], as_json
+
+
+def check_model_metadata(client: triton.InferenceServerClient) -> None:
+    metadata = client.get_model_metadata("double")
+    assert (metadata.name, metadata.platform) == ("double", "onnxruntime_onnx"), metadata
+    assert list(metadata.versions) == ["1", "2"], metadata
+    assert [(i.name, i.datatype, list(i.shape)) for i in metadata.inputs] == [("x", "FP32", [-1, 4])], metadata
+    assert [(o.name, o.datatype, list(o.shape)) for o in metadata.outputs] == [("y", "FP32", [-1, 4])], metadata
+    as_json = client.get_model_metadata("double", as_json=True)
+    assert as_json["inputs"][0]["shape"] == ["-1", "4"], as_json
+    # Without a batch dimension the shape is the tensor's own.
+    fixed = client.get_model_metadata("scalar_sum")
+    assert [list(i.shape) for i in fixed.inputs] == [[], []], fixed
+
+
+def check_model_config(client: triton.InferenceServerClient) -> None:
+    config = client.get_model_config("double").config
+    assert (config.name, config.platform, config.backend) == ("double", "onnxruntime_onnx", "onnxruntime"), config
+    assert config.max_batch_size == 8, config
+    assert config.HasField("dynamic_batching"), config
+    # A message field that is present switches clients into another mode.
+    for absent in ("sequence_batching", "ensemble_scheduling"):
+        assert not config.HasField(absent), absent
+    assert [(i.name, list(i.dims)) for i in config.input] == [("x", [4])], config
+    metadata = client.get_model_metadata("double")
+    assert {i.name for i in config.input} == {i.name for i in metadata.inputs}
+
+
+def check_model_config_as_json(client: triton.InferenceServerClient) -> None:
+    config = client.get_model_config("double", "1", as_json=True)["config"]
+    assert config["max_batch_size"] == 8, config
+    assert config["input"][0]["data_type"] == "TYPE_FP32", config
+    assert "dynamic_batching" in config and "sequence_batching" not in config, config
+    assert config["model_transaction_policy"]["decoupled"] is False if "model_transaction_policy" in config else True
+
+
+def check_repository_index(client: triton.InferenceServerClient) -> None:
+    index = client.get_model_repository_index()
+    states = {(m.name, m.version): (m.state, m.reason) for m in index.models}
+    assert states["double", "1"] == ("READY", ""), states
+    assert states["double", "2"] == ("READY", ""), states
+    state, reason = states["broken", "1"]
+    assert state == "UNAVAILABLE" and "broken" in reason, states
+    as_json = client.get_model_repository_index(as_json=True)
+    assert {m["name"] for m in as_json["models"]} == {name for name, _ in states}, as_json
+
+
+def check_statistics(client: triton.InferenceServerClient) -> None:
+    def read() -> Any:
+        (stats,) = client.get_inference_statistics("counted", "1").model_stats
+        return stats
+
+    before = read()
+    for count in (1, 2, 3):
+        client.infer("counted", [tensor("x", rows(count))])
+    refused("INVALID_ARGUMENT", "", lambda: client.infer("counted", [tensor("nothing", rows(1))]))
+    after = read()
+    assert int(after.version) == 1
+    assert after.inference_count - before.inference_count == 6, after
+    assert after.execution_count - before.execution_count == 3, after
+    stats = after.inference_stats
+    assert stats.success.count - before.inference_stats.success.count == 3, after
+    assert stats.queue.count == stats.success.count, after
+    # perf_analyzer stops when these differ.
+    assert stats.compute_input.count == stats.compute_infer.count == stats.compute_output.count, after
+    assert stats.compute_infer.ns > 0 and stats.success.ns >= stats.compute_infer.ns, after
+    assert sum(b.compute_infer.count for b in after.batch_stats) == after.execution_count, after
+
+
+def check_statistics_of_all_models_as_json(client: triton.InferenceServerClient) -> None:
+    everything = client.get_inference_statistics(as_json=True)["model_stats"]
+    assert ("double", "1") in {(s["name"], s["version"]) for s in everything}, everything
+    assert "broken" not in {s["name"] for s in everything}, everything
+
+
+# Tensors
+
+
+def check_numeric_datatypes(client: triton.InferenceServerClient) -> None:
+    rng = np.random.default_rng(3)
+    for datatype, dtype in NUMERIC.items():
+        array = (rng.standard_normal((3, 4)) * 50).astype(dtype) if "FP" in datatype else None
+        if array is None:
+            limits = np.iinfo(dtype)
+            array = rng.integers(limits.min, limits.max, (3, 4), dtype=dtype, endpoint=True)
+        answer = echo(client, datatype, array)
+        assert answer.dtype == dtype and np.array_equal(answer, array), (datatype, answer, array)
+
+
+def check_bool(client: triton.InferenceServerClient) -> None:
+    array = np.array([[True, False, False, True], [False, False, True, True]])
+    answer = echo(client, "BOOL", array)
+    assert answer.dtype == np.bool_ and np.array_equal(answer, array), answer
+
+
+def check_bf16(client: triton.InferenceServerClient) -> None:
+    array = np.array([[0.0, -1.5, 3.140625, 1e30], [np.inf, -np.inf, 1.0, 65280.0]], dtype=ml_dtypes.bfloat16)
+    answer = echo(client, "BF16", array)
+    assert answer.tobytes() == array.tobytes(), answer
+
+
+def check_bytes(client: triton.InferenceServerClient) -> None:
+    array = np.array([["", "one", "zwei \u00fc", "x" * 1000], ["\u4e09", "a b", "\n", "0"]], dtype=object)
+    encoded = np.array([[element.encode() for element in row] for row in array], dtype=object)
+    answer = echo(client, "BYTES", encoded)
+    assert answer.tolist() == encoded.tolist(), answer
+
+
+def check_empty_and_scalar_tensors(client: triton.InferenceServerClient) -> None:
+    a, b = np.array(2.5, np.float32), np.array(4.0, np.float32)
+    result = client.infer("scalar_sum", [tensor("a", a), tensor("b", b)])
+    assert result.as_numpy("sum").shape == () and float(result.as_numpy("sum")) == 6.5
+    result = client.infer("empty_rows", [tensor("x", np.empty((3, 0), np.float32))])
+    assert result.as_numpy("y").shape == (3, 0)
+
+
+def check_typed_contents(client: triton.InferenceServerClient) -> None:
+    """Requests built by hand with typed contents; the answers are raw all the same."""
+    with grpc.insecure_channel(URL) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for datatype, (field, values) in TYPED.items():
+            name = f"identity_{datatype.lower()}"
+            request = service_pb2.ModelInferRequest(model_name=name, id=datatype)
+            item = request.inputs.add(name="x", datatype=datatype, shape=[1, 4])
+            getattr(item.contents, field).extend(values)
+            response = stub.ModelInfer(request, timeout=WAIT_S)
+            assert response.id == datatype
+            assert len(response.raw_output_contents) == len(response.outputs) == 1, response
+            assert not response.outputs[0].HasField("contents")
+            answer = triton.InferResult(response).as_numpy("y")
+            wanted = values if datatype not in NUMERIC else np.array(values, NUMERIC[datatype]).tolist()
+            assert answer.ravel().tolist() == wanted, (datatype, answer)
+
+
+def check_contents_and_raw_together_are_refused(client: triton.InferenceServerClient) -> None:
+    with grpc.insecure_channel(URL) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        request = service_pb2.ModelInferRequest(model_name="double")
+        item = request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+        item.contents.fp32_contents.extend([1, 2, 3, 4])
+        request.raw_input_contents.append(rows(1).tobytes())
+        try:
+            stub.ModelInfer(request, timeout=WAIT_S)
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, error
+        else:
+            raise AssertionError("accepted")
+
+
+def check_fp16_has_no_typed_contents(client: triton.InferenceServerClient) -> None:
+    with grpc.insecure_channel(URL) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        request = service_pb2.ModelInferRequest(model_name="identity_fp16")
+        item = request.inputs.add(name="x", datatype="FP16", shape=[1, 4])
+        item.contents.fp32_contents.extend([1, 2, 3, 4])
+        try:
+            stub.ModelInfer(request, timeout=WAIT_S)
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, error
+            assert "raw_input_contents" in error.details(), error
+        else:
+            raise AssertionError("accepted")
+
+
+# Requests
+
+
+def check_infer(client: triton.InferenceServerClient) -> None:
+    array = rows(3)
+    result = client.infer("double", [tensor("x", array)])
+    response = result.get_response()
+    assert (response.model_name, response.model_version, response.id) == ("double", "2", ""), response
+    assert np.array_equal(result.as_numpy("y"), array + array + array)
+    assert result.as_numpy("nothing") is None
+
+
+def check_versions(client: triton.InferenceServerClient) -> None:
+    """Version 1 doubles, version 2 triples; no version asks for the newest."""
+    array = rows(2)
+    for version, factor, answered in (("1", 2, "1"), ("2", 3, "2"), ("", 3, "2")):
+        result = client.infer("double", [tensor("x", array)], model_version=version)
+        assert result.get_response().model_version == answered
+        assert np.allclose(result.as_numpy("y"), factor * array), version
+    refused("NOT_FOUND", "unknown", lambda: client.infer("double", [tensor("x", array)], model_version="7"))
+
+
+def check_request_id(client: triton.InferenceServerClient) -> None:
+    for request_id in ("7", "a-b_c", "\u00fc\u4e09", "x" * 200):
+        result = client.infer("double", [tensor("x", rows(1))], request_id=request_id)
+        assert result.get_response().id == request_id, result.get_response().id
+
+
+def check_requested_outputs(client: triton.InferenceServerClient) -> None:
+    inputs = [tensor("input_ids", np.array([[1, 2, 3]])), tensor("attention_mask", np.array([[1, 1, 0]]))]
+    every = client.infer("text_encoder", inputs)
+    assert {o.name for o in every.get_response().outputs} == {"states", "pooled"}
+    for names in (["pooled"], ["states"], ["pooled", "states"], ["states", "pooled"]):
+        result = client.infer("text_encoder", inputs, outputs=[triton.InferRequestedOutput(n) for n in names])
+        assert [o.name for o in result.get_response().outputs] == names, result.get_response()
+        for name in names:
+            assert np.array_equal(result.as_numpy(name), every.as_numpy(name)), name
+
+
+def check_compression(client: triton.InferenceServerClient) -> None:
+    array = np.ones((8, 4), np.float32)
+    for algorithm in ("gzip", "deflate"):
+        result = client.infer("double", [tensor("x", array)], compression_algorithm=algorithm)
+        assert np.array_equal(result.as_numpy("y"), 3 * array), algorithm
+
+
+def check_headers_and_parameters_of_the_client_are_let_through(client: triton.InferenceServerClient) -> None:
+    result = client.infer(
+        "double",
+        [tensor("x", rows(1))],
+        headers={"x-request-origin": "test"},
+        parameters={"origin": "test", "attempt": 1, "share": 0.5, "last": True},
+    )
+    assert result.as_numpy("y").shape == (1, 4)
+
+
+def check_large_message(client: triton.InferenceServerClient) -> None:
+    """More than gRPC's default of 4 MB, in both directions."""
+    array = np.random.default_rng(0).standard_normal((8, 3, 224, 224)).astype(np.float32)
+    answer = client.infer("image_identity", [tensor("x", array)]).as_numpy("y")
+    assert np.array_equal(answer, array)
+
+
+def check_keepalive(client: triton.InferenceServerClient) -> None:
+    options = triton.KeepAliveOptions(
+        keepalive_time_ms=10_000, keepalive_timeout_ms=20_000, keepalive_permit_without_calls=True
+    )
+    with triton.InferenceServerClient(URL, keepalive_options=options) as other:
+        assert other.infer("double", [tensor("x", rows(1))]).as_numpy("y").shape == (1, 4)
+
+
+# Time
+
+
+def check_client_timeout(client: triton.InferenceServerClient) -> None:
+    began = time.monotonic()
+    refused("DEADLINE_EXCEEDED", "", lambda: client.infer("slow", [tensor("x", rows(1))], client_timeout=0.05))
+    # The model takes 200 ms: the client has not waited for it.
+    assert time.monotonic() - began < 0.15, time.monotonic() - began
+    assert client.infer("slow", [tensor("x", rows(1))], client_timeout=WAIT_S).as_numpy("y").shape == (1, 4)
+
+
+def check_timeout_parameter(client: triton.InferenceServerClient) -> None:
+    refused("DEADLINE_EXCEEDED", "slow", lambda: client.infer("slow", [tensor("x", rows(1))], timeout=10_000))
+    assert client.infer("slow", [tensor("x", rows(1))], timeout=10_000_000).as_numpy("y").shape == (1, 4)
+
+
+def check_priority(client: triton.InferenceServerClient) -> None:
+    """A request of priority 1 passes those of priority 2 that are queued before it."""
+    order: list[str] = []
+    done = threading.Semaphore(0)
+
+    def note(result: Any, error: Any) -> None:
+        order.append(error.message() if error else result.get_response().id)
+        done.release()
+
+    for name, priority in (("first", 2), ("second", 2), ("third", 2), ("urgent", 1)):
+        client.async_infer("ranked", [tensor("x", rows(1))], note, request_id=name, priority=priority)
+    for _ in range(4):
+        assert done.acquire(timeout=WAIT_S), order
+    assert set(order) == {"first", "second", "third", "urgent"}, order
+    # One was running, and one may have been staged behind it, when the urgent one came.
+    assert order.index("urgent") <= 2 and order[-1] != "urgent", order
+
+
+# Asynchronous
+
+
+def check_callbacks(client: triton.InferenceServerClient) -> None:
+    answers: dict[str, Any] = {}
+    done = threading.Semaphore(0)
+
+    def collect(result: Any, error: Any) -> None:
+        key = result.get_response().id if result is not None else "error"
+        answers[key] = error if error is not None else result.as_numpy("y")
+        done.release()
+
+    sent = {str(number): rows(1 + number % 4, number) for number in range(40)}
+    for request_id, array in sent.items():
+        client.async_infer("double", [tensor("x", array)], collect, request_id=request_id)
+    for _ in sent:
+        assert done.acquire(timeout=WAIT_S)
+    for request_id, array in sent.items():
+        assert np.allclose(answers[request_id], 3 * array), request_id
+
+
+def check_callback_gets_the_error(client: triton.InferenceServerClient) -> None:
+    seen: list[Any] = []
+    done = threading.Event()
+
+    def collect(result: Any, error: Any) -> None:
+        seen.append((result, error))
+        done.set()
+
+    client.async_infer("double", [tensor("wrong", rows(1))], collect)
+    assert done.wait(WAIT_S)
+    result, error = seen[0]
+    assert result is None and error.status() == "StatusCode.INVALID_ARGUMENT", seen
+
+
+def check_cancelled_call(client: triton.InferenceServerClient) -> None:
+    seen: list[Any] = []
+    done = threading.Event()
+
+    def collect(result: Any, error: Any) -> None:
+        seen.append((result, error))
+        done.set()
+
+    call = client.async_infer("slow", [tensor("x", rows(1))], collect)
+    call.cancel()
+    assert done.wait(WAIT_S)
+    assert seen[0][0] is None and seen[0][1].status() == "StatusCode.CANCELLED", seen
+    assert client.infer("slow", [tensor("x", rows(1))]).as_numpy("y").shape == (1, 4)
+
+
+async def check_aio(_: triton.InferenceServerClient) -> None:
+    async with triton_aio.InferenceServerClient(URL) as client:
+        assert await client.is_server_live()
+        assert await client.is_server_ready()
+        assert await client.is_model_ready("double")
+        metadata = await client.get_model_metadata("double")
+        assert list(metadata.versions) == ["1", "2"], metadata
+        config = await client.get_model_config("double", as_json=True)
+        assert config["config"]["max_batch_size"] == 8, config
+        index = await client.get_model_repository_index(as_json=True)
+        assert "double" in {m["name"] for m in index["models"]}, index
+        sent = [rows(1 + number % 4, number) for number in range(40)]
+        answers = await asyncio.gather(
+            *(client.infer("double", [tensor("x", array)], request_id=str(n)) for n, array in enumerate(sent))
+        )
+        for number, (array, answer) in enumerate(zip(sent, answers, strict=True)):
+            assert answer.get_response().id == str(number)
+            assert np.allclose(answer.as_numpy("y"), 3 * array), number
+        stats = await client.get_inference_statistics("double", "2")
+        assert stats.model_stats[0].inference_stats.success.count >= 40, stats
+
+
+async def check_aio_errors(_: triton.InferenceServerClient) -> None:
+    async with triton_aio.InferenceServerClient(URL) as client:
+        for status, act in (
+            ("INVALID_ARGUMENT", client.is_model_ready("nobody")),
+            ("INVALID_ARGUMENT", client.infer("double", [tensor("wrong", rows(1))])),
+            ("DEADLINE_EXCEEDED", client.infer("slow", [tensor("x", rows(1))], client_timeout=0.05)),
+            ("UNAVAILABLE", client.infer("broken", [tensor("x", rows(1))])),
+        ):
+            try:
+                await act
+            except InferenceServerException as error:
+                assert error.status() == f"StatusCode.{status}", error
+            else:
+                raise AssertionError(f"no {status}")
+
+
+# Errors
+
+
+def check_errors_of_requests(client: triton.InferenceServerClient) -> None:
+    good = tensor("x", rows(1))
+    wide = tensor("x", np.zeros((1, 5), np.float32))
+    flat = tensor("x", np.zeros(4, np.float32))
+    many = tensor("x", rows(9))
+    double = tensor("x", np.zeros((1, 4), np.float64))
+    refused("INVALID_ARGUMENT", "unexpected shape for input 'x'", lambda: client.infer("double", [wide]))
+    refused("INVALID_ARGUMENT", "unexpected shape for input 'x'", lambda: client.infer("double", [flat]))
+    refused("INVALID_ARGUMENT", "batch-size must be <= 8", lambda: client.infer("double", [many]))
+    refused("INVALID_ARGUMENT", "data-type is 'FP64'", lambda: client.infer("double", [double]))
+    refused("INVALID_ARGUMENT", "unexpected inference input", lambda: client.infer("double", [tensor("z", rows(1))]))
+    refused("INVALID_ARGUMENT", "expected 1 inputs", lambda: client.infer("double", []))
+    refused("INVALID_ARGUMENT", "given twice", lambda: client.infer("double", [good, good]))
+    unknown_output = [triton.InferRequestedOutput("nothing")]
+    refused("INVALID_ARGUMENT", "nothing", lambda: client.infer("double", [good], outputs=unknown_output))
+    reserved = triton.InferInput("x", [1, 4], "FP32")
+    refused("INVALID_ARGUMENT", "unable to find data for input", lambda: client.infer("double", [reserved]))
+
+
+def check_a_model_that_fails(client: triton.InferenceServerClient) -> None:
+    bad = tensor("index", np.array([[1000]]))
+    good = tensor("index", np.array([[1]]))
+    refused("INTERNAL", "poison", lambda: client.infer("poison", [bad]))
+    assert client.infer("poison", [good]).as_numpy("row").shape == (1, 4)
+
+
+def check_a_model_that_is_not_loaded(client: triton.InferenceServerClient) -> None:
+    error = refused("UNAVAILABLE", "is not at ready state", lambda: client.infer("broken", [tensor("x", rows(1))]))
+    assert "model.onnx" in error.message(), error.message()
+
+
+def check_what_is_not_offered_says_so(client: triton.InferenceServerClient) -> None:
+    refused("UNIMPLEMENTED", "RepositoryModelLoad", lambda: client.load_model("double"))
+    refused("UNIMPLEMENTED", "RepositoryModelUnload", lambda: client.unload_model("double"))
+    refused("UNIMPLEMENTED", "SystemSharedMemoryStatus", client.get_system_shared_memory_status)
+    refused("UNIMPLEMENTED", "SystemSharedMemoryUnregister", client.unregister_system_shared_memory)
+    refused("UNIMPLEMENTED", "CudaSharedMemoryStatus", client.get_cuda_shared_memory_status)
+    refused("UNIMPLEMENTED", "TraceSetting", client.get_trace_settings)
+    refused("UNIMPLEMENTED", "LogSettings", client.get_log_settings)
+    top = [triton.InferRequestedOutput("y", class_count=2)]
+    refused("UNIMPLEMENTED", "classification", lambda: client.infer("double", [tensor("x", rows(1))], outputs=top))
+
+
+def check_stream_is_refused_with_a_status(client: triton.InferenceServerClient) -> None:
+    seen: list[Any] = []
+    done = threading.Event()
+
+    def collect(result: Any, error: Any) -> None:
+        seen.append((result, error))
+        done.set()
+
+    with triton.InferenceServerClient(URL) as other:
+        other.start_stream(collect)
+        assert done.wait(WAIT_S)
+        other.stop_stream()
+    assert seen[0][0] is None and seen[0][1].status() == "StatusCode.UNIMPLEMENTED", seen
+
+
+def main() -> int:
+    checks = {name: thing for name, thing in globals().items() if name.startswith("check_")}
+    failed = 0
+    with triton.InferenceServerClient(URL) as client:
+        for name, check in checks.items():
+            began = time.monotonic()
+            line: dict[str, Any] = {"check": name, "ok": True}
+            try:
+                answer = check(client)
+                if inspect.iscoroutine(answer):
+                    asyncio.run(answer)
+            except Exception:
+                failed += 1
+                line = {"check": name, "ok": False, "error": traceback.format_exc()}
+            line["seconds"] = round(time.monotonic() - began, 3)
+            print(json.dumps(line), flush=True)
+    return min(failed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
