@@ -46,8 +46,8 @@ exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted
 _SERVE_TEXT = """\
 Serve every model of a repository over gRPC (Open Inference Protocol), on time.
 
-A repository is a directory of models: DIR/<model>/<version>/model.onnx, with an optional
-DIR/<model>/config.pbtxt. State an objective in it, and the server does the rest:
+A repository is a directory of models: DIR/MODEL/VERSION/model.onnx, with an optional
+DIR/MODEL/config.pbtxt. State an objective in it, and the server does the rest:
   parameters { key: "latency_slo_ms" value: { string_value: "20" } }
 """
 

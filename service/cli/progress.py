@@ -85,7 +85,7 @@ class BarProgress:
     """A bar with the latest model's name; models that failed are printed above it and stay."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._console = Console(file=stream)
+        self._console = Console(file=stream, highlight=False)
         self._progress = Progress(
             TextColumn("loading"),
             BarColumn(),

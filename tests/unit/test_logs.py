@@ -137,3 +137,11 @@ def test_the_limiter_remembers_a_bounded_number_of_keys() -> None:
     assert limiter.allow("c", 1) is None
     assert limiter.allow("b", 1) is None
     assert limiter.allow("a", 1) == 0
+
+
+def test_lines_go_to_what_stderr_is_at_that_moment(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A progress bar replaces sys.stderr while it is shown, and log lines have to follow."""
+    logs.configure("info", "text")
+    monkeypatch.setattr("sys.stderr", stream)
+    logging.getLogger("service.x").info("after the bar appeared")
+    assert "after the bar appeared" in stream.getvalue()
