@@ -226,7 +226,11 @@ MODEL_FAMILIES: tuple[Family, ...] = (
     _gauge("onclock_queue_requests", "Requests waiting to run", lambda v: v.state.pending_requests),
     _gauge("onclock_queue_rows", "Rows waiting to run", lambda v: v.state.pending_rows),
     _gauge("onclock_latency_scale", "Present speed: factor on the measured latencies", lambda v: v.state.scale),
-    _gauge("onclock_latency_quantile", "Quantile of the latency that batching plans with", lambda v: v.state.quantile),
+    _gauge(
+        "onclock_latency_quantile",
+        "Safety factor on predictions: a steered quantile of recent actual over predicted times",
+        lambda v: v.state.quantile,
+    ),
     _gauge(
         "onclock_latency_prediction_cv",
         "Spread of actual over predicted time (coefficient of variation)",

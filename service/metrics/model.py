@@ -23,7 +23,7 @@ class ModelState:
     """What a model version is like right now. `None` = does not apply: not exported.
 
     `scale`, `quantile` and `prediction_cv` are the latency model's: the online factor on the measured table, the
-    quantile it plans with and the spread of actual over predicted.
+    safety factor (a quantile of recent actual over predicted times) and the spread of those.
     """
 
     ready: bool = True
