@@ -34,7 +34,7 @@ def check_batching(
         alone = [_run(instance, config, [row]) for row in rows]
     except ServiceError as error:
         return _refuse(config, explicit, f"it fails on a batch of two rows: {error}")
-    instance.undeclared_shapes = instance.undeclared_shapes or undeclared(config.outputs, together)
+    instance.undeclared_shapes |= undeclared(config.outputs, together)
     for index, spec in enumerate(config.outputs):
         if together[index].ndim == 0 or together[index].shape[0] != len(rows):
             return _refuse(

@@ -50,8 +50,9 @@ class Instance:
         self._outputs = outputs
         self._max_rows = max_rows
         self._buffers: OrderedDict[ShapeClass, ShapeBuffers] = OrderedDict()
-        # Set when a run showed that the declared output shapes are not what the model answers.
-        self.undeclared_shapes = False
+        # Whether the file's output shapes cannot be relied on, so that buffers cannot be bound to them. Also set when a
+        # run shows it.
+        self.undeclared_shapes = _fixed_first_dimension(session, outputs)
 
     def run(self, segments: Sequence[Segment], rows: int, bucket: int) -> Executed:
         """Run the rows of `segments`, all of one shape class, padded up to `bucket` rows.
@@ -123,6 +124,14 @@ class SessionPool:
     def release(self, instance: Instance) -> None:
         """Give an instance back; its last outputs are no longer valid."""
         self._free.append(instance)
+
+
+def _fixed_first_dimension(session: OnnxSession, outputs: Sequence[TensorSpec]) -> bool:
+    """Whether the file declares a fixed size where the batch's rows should be, as some converters do: ONNX Runtime then
+    refuses a bound buffer of any other size."""
+    declared = {name: shape for name, _, shape in session.outputs}
+    batched = [declared[spec.name] for spec in outputs if spec.batched]
+    return any(not shape or isinstance(shape[0], int) for shape in batched)
 
 
 def undeclared(outputs: Sequence[TensorSpec], arrays: Sequence[Array]) -> bool:

@@ -197,7 +197,7 @@ def first_run(instance: Instance, config: ModelConfig, candidates: Sequence[Samp
     for sample in candidates:
         try:
             answers = instance.session.run(batch_arrays([sample], config), config.outputs)
-            instance.undeclared_shapes = undeclared(config.outputs, answers)
+            instance.undeclared_shapes |= undeclared(config.outputs, answers)
             instance.run(requests(sample, config, 1), 1, 1)
         except ServiceError as error:
             reason = str(error)

@@ -186,7 +186,7 @@ class ModelRepository:
             progress.failed(name, number, entry.reason)
             return
         for note in loaded.notes:
-            log.warning("model note", extra={"model": name, "version": number, "note": note})
+            log.info("model note", extra={"model": name, "version": number, "note": note})
         self._publish(entry, loaded)
         log.info("model ready", extra={"model": name, "version": number, **_facts(loaded)})
         progress.loaded(name, number, loaded.load_ns / NS_PER_S)
