@@ -2,10 +2,7 @@
 
 Fields of a line: `ts` (RFC 3339, UTC, milliseconds), `level`, `logger`, `message`, then whatever the caller passed in
 `extra`. One line per request at debug, incidents at warning; what can repeat thousands of times a second goes through
-an `IncidentLimiter`. Logging that is off costs one check, which hot callers make themselves:
-
-    if log.isEnabledFor(logging.DEBUG):
-        log_request(log, model="digits", version="1", request_id="7", outcome="ok", latency_ns=1_234_567)
+an `IncidentLimiter`. Logging that is off costs one check (`log.isEnabledFor`), which hot callers make themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
-from service.clock import NS_PER_MS, NS_PER_S
+from service.clock import NS_PER_S
 
 LogFormat = Literal["json", "text"]
 LEVELS: dict[str, int] = {
@@ -98,22 +95,6 @@ def extra_fields(record: logging.LogRecord) -> dict[str, object]:
         for key, value in vars(record).items()
         if key not in _OWN_ATTRIBUTES
     }
-
-
-def log_request(
-    log: logging.Logger, *, model: str, version: str, request_id: str, outcome: str, latency_ns: int
-) -> None:
-    """The one line of a request, at debug. `outcome` is `ok` or the error's reason (`service.errors`)."""
-    log.debug(
-        "request",
-        extra={
-            "model": model,
-            "version": version,
-            "request_id": request_id,
-            "outcome": outcome,
-            "latency_ms": round(latency_ns / NS_PER_MS, 3),
-        },
-    )
 
 
 class IncidentLimiter:
