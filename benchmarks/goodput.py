@@ -21,7 +21,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from service.simulation.optimum import clairvoyant
 
 from benchmarks.bare_session import SWEEP, SessionTimes, measure
 from benchmarks.goodput_plot import plot
@@ -34,6 +33,7 @@ from benchmarks.profile_server import split_by_group, thread_names, thread_times
 from benchmarks.report import Report, publish
 from benchmarks.servers import Server, onclock_server
 from benchmarks.yardsticks import capacity, draw
+from service.simulation.optimum import clairvoyant
 
 HEAVY_LOADS = (0.9, 1.2, 2.0, 4.0)
 HEAVY_SLO_IN_L1 = 8.0
@@ -109,8 +109,13 @@ def run(settings: Settings) -> Report:
         "heavy": [Cell("heavy", kind, x * heavy.r2, x) for kind in ("poisson", "gamma3") for x in HEAVY_LOADS],
         "cheap": [Cell("cheap", "poisson", rate, rate / cheap.r2) for rate in TRITON_GOODPUT],
     }
-    for subject in (heavy, cheap):
-        measure_subject(settings, subject, grids[subject.name])
+    subjects = [heavy, cheap]
+    for subject in list(subjects):
+        cells = [cell for cell in grids[subject.name] if settings.only in cell.label]
+        if not cells:
+            subjects.remove(subject)
+            continue
+        measure_subject(settings, subject, cells)
         report.figures += figures(subject)
         report.tables += tables(subject)
         report.details[subject.name] = {
@@ -121,8 +126,10 @@ def run(settings: Settings) -> Report:
             "cells": [{"cell": cell, "runs": runs} for cell, runs in subject.runs.items()],
         }
     picture = settings.out / "goodput.png"
-    plot([series(heavy, "poisson"), series(heavy, "gamma3"), series(cheap, "poisson")], picture)
-    report.pictures.append(picture)
+    kinds = [(subject, kind) for subject in subjects for kind in dict.fromkeys(c.kind for c in subject.runs)]
+    if kinds:
+        plot([series(subject, kind) for subject, kind in kinds], picture)
+        report.pictures.append(picture)
     return report
 
 

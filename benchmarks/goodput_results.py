@@ -16,6 +16,8 @@ from benchmarks.yardsticks import Seconds, fluid
 
 # A run in which the load generator sent later than this (p99, in units of T) is void.
 LAG_LIMIT_T = 0.01
+# A latency table that changed by more than this from before the load to after it says little about the time between.
+DRIFT_LIMIT = 0.10
 
 # Triton 2.51.0, ONNX Runtime backend, delay 1 ms and `timeout_action: REJECT` after 15 ms, the best of five queue
 # policies tried on this very load; one core for the server and one for the client of an AMD EPYC (AVX-512) machine.
@@ -96,9 +98,13 @@ def _doubt(runs: list[Run]) -> str:
     return next((run.doubt for run in runs if run.doubt), "")
 
 
-def _least_rise(subject: Subject, kind: str) -> tuple[float, ...]:
+def _drifted(subject: Subject) -> str:
+    change = subject.drift - 1
+    return f"the latency table drifted by {change:+.0%}" if abs(change) > DRIFT_LIMIT else ""
+
+
+def _least_rise(series: list[list[Run]]) -> tuple[float, ...]:
     """Per repetition, the least of goodput at a load over the best goodput at any lower load."""
-    series = [runs for cell, runs in subject.runs.items() if cell.kind == kind]
     least = []
     for per_load in zip(*series, strict=True):
         goodputs = np.array([run.outcomes.goodput for run in per_load])
@@ -107,8 +113,8 @@ def _least_rise(subject: Subject, kind: str) -> tuple[float, ...]:
     return tuple(least)
 
 
-def _cell_figures(cell: Cell, runs: list[Run]) -> list[Figure]:
-    doubt, outcomes = _doubt(runs), [run.outcomes for run in runs]
+def _cell_figures(cell: Cell, runs: list[Run], drifted: str) -> list[Figure]:
+    doubt, outcomes = _doubt(runs) or drifted, [run.outcomes for run in runs]
 
     def figure(what: str, values: list[float], bar: float | None, sense: Sense, unit: str = "") -> Figure:
         return Figure("goodput", f"{cell.label}: {what}", tuple(values), unit, bar, sense, doubt)
@@ -129,10 +135,15 @@ def _cell_figures(cell: Cell, runs: list[Run]) -> list[Figure]:
 
 def figures(subject: Subject) -> list[Figure]:
     """What is promised of every cell, and of the series over the loads."""
-    found = [figure for cell, runs in subject.runs.items() for figure in _cell_figures(cell, runs)]
+    drifted = _drifted(subject)
+    found = [figure for cell, runs in subject.runs.items() for figure in _cell_figures(cell, runs, drifted)]
     for kind in sorted({cell.kind for cell in subject.runs}):
+        series = [runs for cell, runs in subject.runs.items() if cell.kind == kind]
+        if len(series) < 2:
+            continue
+        doubt = next((found for found in map(_doubt, series) if found), drifted)
         name = f"{subject.name}, {kind}: goodput at a load / best at a lower one"
-        found.append(Figure("goodput", name, _least_rise(subject, kind), "", BAR_NO_FALL, Sense.AT_LEAST))
+        found.append(Figure("goodput", name, _least_rise(series), "", BAR_NO_FALL, Sense.AT_LEAST, doubt))
     return found
 
 

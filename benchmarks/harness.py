@@ -32,7 +32,8 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to measure. `window_s` is the measured part of a run, after `warmup_s`; `repeats` the runs of each kind."""
+    """How to measure. `window_s` is the measured part of a run, after `warmup_s`; `repeats` the runs of each kind;
+    `only` a part of the labels of the cases to measure, empty for all."""
 
     quick: bool = False
     repeats: int = 3
@@ -42,6 +43,7 @@ class Settings:
     client_core: int = 1
     out: Path = BUILD / "bench"
     seed: int = SEED
+    only: str = ""
 
     @property
     def models(self) -> Path:
@@ -58,6 +60,7 @@ def parse_settings(description: str, window_s: float = 5.0, quick_window_s: floa
     parser.add_argument("--server-core", type=int, default=0)
     parser.add_argument("--client-core", type=int, default=1)
     parser.add_argument("--seed", type=int, default=SEED, help="seed of the arrivals")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose label contains TEXT")
     parser.add_argument("--out", type=Path, default=BUILD / "bench", help="folder of the results")
     arguments = parser.parse_args()
     if arguments.repeats < 1:
@@ -71,6 +74,7 @@ def parse_settings(description: str, window_s: float = 5.0, quick_window_s: floa
         client_core=arguments.client_core,
         out=arguments.out,
         seed=arguments.seed,
+        only=arguments.only,
     )
 
 

@@ -27,6 +27,10 @@ class Case:
     cpu_bar: float | None = None
     p50_bar: float | None = None
 
+    @property
+    def label(self) -> str:
+        return f"{self.model}, concurrency {self.concurrency}"
+
 
 CASES = (
     Case("tiny", 64, cpu_bar=1.5),
@@ -39,7 +43,7 @@ CASES = (
 
 
 def _figures(case: Case, pairs: list[tuple[Load, Load]]) -> list[Figure]:
-    name = f"{case.model}, concurrency {case.concurrency}"
+    name = case.label
     doubt = next((load.doubt() for pair in pairs for load in pair if load.doubt()), "")
     cpu = tuple(subject.server_cpu_us / echo.server_cpu_us for echo, subject in pairs)
     p50 = tuple(subject.p50_ms / echo.p50_ms for echo, subject in pairs)
@@ -70,11 +74,11 @@ def run(settings: Settings) -> Report:
     models = sorted({case.model for case in CASES})
     repository = make_repository(settings.out / "overhead", settings.models, dict.fromkeys(models))
     with echo_server(settings) as echo, onclock_server(settings, repository, models) as onclock:
-        for case in CASES:
+        for case in (case for case in CASES if settings.only in case.label):
             request = Request(case.model, "x", (1, *MODELS[case.model].row))
             pairs: list[tuple[Load, Load]] = []
             for repeat in range(settings.repeats):
-                say(f"overhead: {case.model}, concurrency {case.concurrency}, run {repeat + 1} of {settings.repeats}")
+                say(f"overhead: {case.label}, run {repeat + 1} of {settings.repeats}")
                 loads: list[Load] = []
                 for server in (echo, onclock):
                     load = closed_loop(settings, server, request, case.concurrency)
