@@ -60,6 +60,8 @@ def plan_batching(
         size, notes = declared.max_batch_size, []
     else:
         obstacle = _listed_whole(rows, outputs, declared.ranks or {}) or _obstacle(rows, outputs)
+        if not obstacle and not default_max_batch_size:
+            obstacle = "max_batch_size is unset and the server's default is 0"
         if obstacle and (declared.batching or declared.side):
             key = "batching" if declared.batching else "unbatched_inputs"
             raise ConfigError(f"parameters[{key}]", f"the model cannot be batched: {obstacle}")

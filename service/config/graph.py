@@ -100,7 +100,7 @@ def _read_model(view: memoryview) -> Graph:
             _read_graph(_message(value), found)
         elif number == _MODEL_OPSET:
             opset = OperatorSetIdProto.FromString(bytes(_message(value)))
-            opsets[opset.domain or "ai.onnx"] = opset.version
+            opsets[_text(opset.domain) or "ai.onnx"] = opset.version
         elif number == _MODEL_FUNCTION:
             _walk_nodes(FunctionProto.FromString(bytes(_message(value))).node, found, 0)
     if graphs != 1 or not opsets:
@@ -142,20 +142,20 @@ def _read_initializer(view: memoryview, found: _Found) -> str:
             header += view[start:end]
     tensor = TensorProto.FromString(bytes(header))
     _note_external(tensor, found)
-    return str(tensor.name)
+    return _text(tensor.name)
 
 
 def _note_external(tensor: TensorProto, found: _Found) -> None:
     if tensor.data_location == TensorProto.EXTERNAL:
         location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-        found.external.add(location)
+        found.external.add(_text(location))
 
 
 def _walk_nodes(nodes: Iterable[NodeProto], found: _Found, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise _NotOnnx(f"its subgraphs are nested deeper than {_MAX_DEPTH}")
     for node in nodes:
-        found.operators.add(node.op_type)
+        found.operators.add(_text(node.op_type))
         for attribute in node.attribute:
             for tensor in (attribute.t, *attribute.tensors) if attribute.type in _TENSOR_ATTRIBUTES else ():
                 _note_external(tensor, found)
@@ -176,7 +176,7 @@ def _tensor(info: ValueInfoProto) -> GraphTensor:
         tensor = getattr(info.type, kind)
         if tensor.HasField("shape"):
             shape = tuple(_dimension(dim) for dim in tensor.shape.dim)
-    return GraphTensor(info.name, _type_name(info.type, 0), shape)
+    return GraphTensor(_text(info.name), _type_name(info.type, 0), shape)
 
 
 def _dimension(dim: object) -> Dimension:
@@ -185,9 +185,16 @@ def _dimension(dim: object) -> Dimension:
             size = int(dim.dim_value)  # type: ignore[attr-defined]
             return size if size >= 0 else None
         case "dim_param":
-            return str(dim.dim_param) or None  # type: ignore[attr-defined]
+            return _text(dim.dim_param) or None  # type: ignore[attr-defined]
         case _:
             return None
+
+
+def _text(value: str | bytes) -> str:
+    """A name. Protobuf gives bytes where the file has no valid UTF-8."""
+    if isinstance(value, bytes):
+        raise _NotOnnx(f"the name {value!r} is not UTF-8")
+    return value
 
 
 def _element(number: int) -> str:

@@ -59,6 +59,11 @@ def parse_text(text: str, filename: str = CONFIG_FILENAME) -> model_config_pb2.M
     except (ValueError, UnicodeError) as error:
         # Text format's own checks of strings: a lone surrogate, a byte that is not UTF-8.
         raise ConfigError(filename, f"not a ModelConfig in text format: {error}") from None
+    entries = _parameter_entries(text)
+    if entries != len(config.parameters):
+        raise ConfigError(
+            "parameters", f"{entries} entries, but {len(config.parameters)} different keys: a key is given twice"
+        )
     check_supported(config)
     return config
 
@@ -82,6 +87,24 @@ def parse_json(text: str, path: str = "config") -> model_config_pb2.ModelConfig:
 def to_text(config: model_config_pb2.ModelConfig) -> str:
     """The message in text format, as it would stand in a file."""
     return text_format.MessageToString(config, as_utf8=True)
+
+
+def _parameter_entries(text: str) -> int:
+    """How many entries of `parameters` well-formed `text` has. Protobuf keeps the last of equal keys, in silence."""
+    tokens = text_format.Tokenizer(text.split("\n"))
+    depth = entries = 0
+    field = ""
+    while not tokens.AtEnd():
+        token = tokens.token
+        if token in ("{", "<"):
+            entries += depth == 0 and field == "parameters"
+            depth += 1
+        elif token in ("}", ">"):
+            depth -= 1
+        elif depth == 0 and token not in ("[", "]", ",", ":", ";"):
+            field = token
+        tokens.NextToken()
+    return entries
 
 
 def _suggestion(message: str) -> str:

@@ -249,6 +249,28 @@ def test_listed_outputs_are_the_ones_served() -> None:
             "optimization.execution_accelerators.gpu_execution_accelerator[0].name",
             "cuda, tensorrt",
         ),
+        ('input { name: "x" data_type: 99 }', "input[0].data_type", "unknown data type 99"),
+        ('input { name: "x" format: 99 }', "input[0].format", "unknown format"),
+        (
+            "dynamic_batching { default_queue_policy { timeout_action: 9 } }",
+            "dynamic_batching.default_queue_policy.timeout_action",
+            "9",
+        ),
+        (
+            "dynamic_batching { max_queue_delay_microseconds: 999999999999 }",
+            "dynamic_batching.max_queue_delay_microseconds",
+            "a day",
+        ),
+        (
+            'model_warmup { batch_size: 1 count: 1001 inputs { key: "x" value { zero_data: true } } }',
+            "model_warmup[0].count",
+            "1000",
+        ),
+        (
+            'model_warmup { batch_size: 1 inputs { key: "x" value { zero_data: true } } inputs { key: "q" value {} } }',
+            "model_warmup[0].inputs[q]",
+            "no such input",
+        ),
         ('model_warmup { name: "w" batch_size: 0 }', "model_warmup[0].batch_size", "1 to 64"),
         ('model_warmup { name: "w" batch_size: 1 }', "model_warmup[0].inputs", "no value for input x"),
     ],
@@ -258,6 +280,16 @@ def test_contradictions_are_refused_with_their_path(text: str, path: str, said: 
     error = refused(text)
     assert error.path == path
     assert said in str(error)
+
+
+def test_what_must_be_batched_and_cannot_is_refused() -> None:
+    """`batching` on and `unbatched_inputs` ask for a batch; the reason against it is the message."""
+    on = 'parameters { key: "batching" value: { string_value: "on" } }'
+    side = 'parameters { key: "unbatched_inputs" value: { string_value: "x" } }'
+    assert "fixed" in str(refused(on, inputs=[tensor("x", 1, 4)]))
+    assert refused(side).path == "parameters[unbatched_inputs]"
+    assert "the server's default is 0" in str(refused(on, size=0))
+    assert completed(size=0).config.max_batch_size == 0
 
 
 def test_what_cannot_travel_is_left_out_or_refused() -> None:
@@ -389,6 +421,15 @@ def test_provider_options_are_checked() -> None:
     option = 'parameters { key: "%s" value: "%s" }'
     assert "did you mean 'use_tf32'" in str(refused(frame % (option % ("use_tf3", "1"), "")))
     assert "instance_group.gpus" in str(refused(frame % (option % ("device_id", "1"), "")))
+    assert "empty" in str(refused(frame % (option % ("use_tf32", ""), "")))
+    tensorrt = frame.replace('"cuda"', '"tensorrt"')
+    assert "FP32, FP16" in str(refused(tensorrt % (option % ("precision_mode", "FP8"), "")))
+    twice = option % ("trt_max_workspace_size", "1") + option % ("max_workspace_size_bytes", "2")
+    assert "given twice" in str(refused(tensorrt % (twice, "")))
+    (plain,) = completed(tensorrt % (option % ("precision_mode", "FP32"), "")).config.optimization.gpu_accelerators
+    assert plain.provider_options == {}
+    twice = frame % ('} gpu_execution_accelerator { name: "cuda"', "")
+    assert refused(twice).path.endswith("gpu_execution_accelerator[1].name")
     older = 'parameters { key: "gpu_mem_limit" value: { string_value: "5" } }'
     assert "contradicts" in str(refused(frame % (option % ("gpu_mem_limit", "6"), older)))
 

@@ -52,6 +52,18 @@ def test_a_value_equal_to_the_default_is_not_refused() -> None:
     )
 
 
+def test_a_parameter_given_twice_is_refused() -> None:
+    """Protobuf would keep the last; which one was meant is not for the server to guess."""
+    one = 'parameters { key: "latency_slo_ms" value: { string_value: "%d{" } } # parameters {\n'
+    assert len(parse_text(one % 5).parameters) == 1
+    listed = 'parameters: [{ key: "a" }, < key: "b" >] parameters { key: "c" }'
+    assert sorted(parse_text(listed).parameters) == ["a", "b", "c"]
+    for text in (one % 5 + one % 6, listed + 'parameters { key: "a" }', 'parameters [{ key: "a" }, { key: "a" }]'):
+        with pytest.raises(ConfigError, match="given twice") as caught:
+            parse_text(text)
+        assert caught.value.path == "parameters"
+
+
 def test_json_is_the_same_configuration() -> None:
     """The JSON of a load request is read and refused by the same rules."""
     assert parse_json('{"max_batch_size": 8, "dynamicBatching": {}}') == parse_text(
