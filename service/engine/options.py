@@ -7,6 +7,7 @@ grow with the number of models.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,7 +85,11 @@ def plan_session(config: ModelConfig, device: Device) -> SessionPlan:
     return SessionPlan(device, config, tuple(providers))
 
 
+@functools.cache
 def share_threads(threads: int) -> None:
-    """Give all sessions one pool of `threads` intra-op threads. Called once, before the first session is made."""
+    """Give all sessions one pool of `threads` intra-op threads. Called before the first session is made.
+
+    The pool belongs to the process and is made once: asking again for the same number changes nothing.
+    """
     ort.set_global_thread_pool_sizes(threads, 1)
     ort.disable_telemetry_events()

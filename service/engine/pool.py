@@ -15,7 +15,7 @@ import numpy as np
 
 from service.clock import now_ns
 from service.engine.buffers import ShapeBuffers, as_array, batch_output, bindable
-from service.engine.session import OnnxSession
+from service.engine.session import OnnxSession, OtherShapeError
 from service.errors import ExecutionFailed
 from service.request import BatchOutput, ShapeClass
 from service.scheduler import Segment
@@ -73,7 +73,13 @@ class Instance:
         buffers.merge(segments)
         bound = buffers.bound(bucket)
         started_ns = now_ns()
-        self.session.run_bound(bound.binding)
+        try:
+            self.session.run_bound(bound.binding)
+        except OtherShapeError:
+            # Output sizes that depend on the data (detections, a selection): buffers cannot be made beforehand.
+            executed = self._run_unbound(segments, shape, rows)
+            self.undeclared_shapes = True
+            return executed
         return Executed(bound.outputs, started_ns, now_ns())
 
     def _run_unbound(self, segments: Sequence[Segment], shape: ShapeClass, rows: int) -> Executed:

@@ -23,8 +23,14 @@ from service.tensor import Array, DataType, TensorSpec
 
 # Fragments of ONNX Runtime's messages (BFC arena, CUDA allocator, CPU allocator) when a device has no memory left.
 _OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "bad allocation", "std::bad_alloc", "CUDA error 2:")
+# Fragments of its messages when a bound output buffer is not of the size that the model declares, or computes.
+_OTHER_SHAPE = ("Got invalid dimensions for output", "but the computed output shape for this run is")
 # A runtime message can quote whole shapes and paths; the first line says what failed.
 _MAX_MESSAGE = 400
+
+
+class OtherShapeError(ExecutionFailed):
+    """The model computes an output of another size than the buffer bound for it; without buffers it may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +46,12 @@ class OnnxSession:
     def __init__(self, path: Path, plan: SessionPlan) -> None:
         """Load `path` as `plan` says. Raises `ModelLoadError`."""
         try:
-            session = ort.InferenceSession(str(path), plan.options(), providers=list(plan.providers))
+            # Without the fallback, which would print the reason to stdout and try the CPU.
+            session = ort.InferenceSession(
+                str(path), plan.options(), providers=list(plan.providers), enable_fallback=False
+            )
         except Exception as error:
             raise ModelLoadError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
-        session.disable_fallback()
         taken = session.get_providers()
         for name, _ in plan.providers:
             if name not in taken:
@@ -69,7 +77,8 @@ class OnnxSession:
         return Binding(io)
 
     def run_bound(self, binding: Binding) -> None:
-        """Run on a binding's buffers. Raises `ExecutionFailed` or `OutOfMemory`."""
+        """Run on a binding's buffers. Raises `ExecutionFailed` (`OtherShapeError` if it is the buffers' fault) or
+        `OutOfMemory`."""
         try:
             self._core.run_with_iobinding(binding.io, None)
         except Exception as error:
@@ -131,4 +140,6 @@ def _translate(error: Exception) -> ServiceError:
     message = _first_line(error)
     if isinstance(error, MemoryError) or any(fragment in str(error) for fragment in _OUT_OF_MEMORY):
         return OutOfMemory(message)
+    if any(fragment in str(error) for fragment in _OTHER_SHAPE):
+        return OtherShapeError(message)
     return ExecutionFailed(message)

@@ -6,7 +6,7 @@ Every `check_*` function is one check; for each one JSON line is printed, with t
 it expects are written by `test_tritonclient.py`. Nothing here imports from the project: only what a user has.
 """
 
-# A script, not a pytest module: its asserts are not rewritten, its output is its report, any exception is a failed check.
+# A script, not a pytest module: asserts are plain, the output is the report, any exception is a failed check.
 # ruff: noqa: BLE001, PT017, PT018, T201
 
 from __future__ import annotations
