@@ -62,6 +62,9 @@ class Decoder:
         parts = split(message)
         if parts is None or not parts.raws:
             return self._decode_any(message)
+        request_id = parts.request_id
+        if request_id and not request_id.isascii():
+            _check_text(request_id)
         plan = self._plans.get(parts.header)
         if plan is None or plan.generation != self._repository.generation:
             parsed = _parse(parts.header)
@@ -71,9 +74,6 @@ class Decoder:
                 if len(self._plans) >= MAX_PLANS:
                     self._plans.clear()
                 self._plans[parts.header] = plan
-        request_id = parts.request_id
-        if request_id and not request_id.isascii():
-            _check_text(request_id)
         raws = parts.raws
         if len(raws) != len(plan.inputs):
             raise _wrong_number_of_raws(len(raws), plan)
@@ -87,8 +87,10 @@ class Decoder:
         return Decoded(plan, inputs, plan.shape or _with_sides(plan, inputs), request_id)
 
     def _plan(self, parsed: Any) -> RequestPlan:
+        # Read before the look-up: a change in between must make this plan an old one.
+        generation = self._repository.generation
         model = self._repository.lookup(parsed.model_name, parsed.model_version)
-        return make_plan(parsed, model, self._repository.generation)
+        return make_plan(parsed, model, generation)
 
     def _decode_any(self, message: bytes) -> Decoded:
         """The slow path: typed contents, or fields in an unusual order."""
@@ -165,10 +167,15 @@ def _checked(planned: PlannedInput, raw: memoryview, plan: RequestPlan) -> Input
     return raw
 
 
+def _index(planned: PlannedInput) -> int:
+    return planned.index
+
+
 def _with_sides(plan: RequestPlan, inputs: list[InputData | None]) -> ShapeClass:
     """The shape class of a request whose side inputs must equal those of the others in its batch."""
     sides = []
-    for planned in plan.inputs:
+    # In the model's order: the client's may differ from request to request.
+    for planned in sorted(plan.inputs, key=_index):
         if planned.side:
             data = inputs[planned.index]
             sides.append(repr(data.tolist()).encode() if isinstance(data, np.ndarray) else bytes(data or b""))

@@ -37,7 +37,6 @@ def encode(plan: RequestPlan, request_id: bytes, outputs: Sequence[BatchOutput],
         parts.append(delimited(_ID, request_id))
     chosen = [outputs[index] for index in plan.outputs]
     parts.append(_head(plan, chosen, rows))
-    size = 0
     for output in chosen:
         data: bytes | memoryview
         if output.view is None:
@@ -47,13 +46,13 @@ def encode(plan: RequestPlan, request_id: bytes, outputs: Sequence[BatchOutput],
             data = output.view[first_row * output.row_bytes : (first_row + rows) * output.row_bytes]
         else:
             data = output.view
-        size += len(data)
         parts.append(delimiter(_RAW_OUTPUT_CONTENTS, len(data)))
         parts.append(data)
+    size = sum(map(len, parts))
     if size > MAX_MESSAGE:
         raise InvalidRequest(
-            f"the outputs of model '{plan.model.name}' are {size} bytes, more than a gRPC message can carry; "
-            "request fewer outputs or fewer rows"
+            f"the outputs of model '{plan.model.name}' make an answer of {size} bytes, more than a gRPC message can "
+            "carry; request fewer outputs or fewer rows"
         )
     return b"".join(parts)
 

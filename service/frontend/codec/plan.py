@@ -7,6 +7,7 @@ cost a dictionary lookup. A plan is a pure function of the header and the model 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,8 +21,10 @@ _SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_mem
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 # Largest tensor rank accepted. ONNX Runtime and NumPy both end far below what a message can state.
 _MAX_RANK = 32
-# Largest dimension and largest product of dimensions: what a signed 64-bit size can hold.
-_MAX_ELEMENTS = 2**63 - 1
+# Largest product of a tensor's dimensions that are not zero: a gRPC message holds no more bytes than that. An empty
+# tensor may state any dimensions beside its zero, but beyond 2**63 bytes NumPy cannot make it, and
+# a whole batch of it must stay below that.
+_MAX_ELEMENTS = 2**31 - 1
 
 
 class ServedModel(Protocol):
@@ -111,6 +114,9 @@ def make_plan(message: Any, model: ServedModel, generation: int) -> RequestPlan:
         side = model.max_batch_size > 0 and not spec.batched
         planned.append(PlannedInput(index, spec.name, datatype, count, nbytes, side))
     _check_complete(model, shapes)
+    if model.max_batch_size > 0 and rows == 0:
+        batched = _names([spec for spec in model.inputs if spec.batched])
+        raise InvalidRequest(f"the request for model '{model.name}' has no rows: give at least one of {batched}")
     fixed = tuple(shapes)
     timeout_ns, priority = _request_parameters(message.parameters, model)
     return RequestPlan(
@@ -142,11 +148,15 @@ def _check_datatype(wire_name: str, spec: TensorSpec, model: ServedModel) -> Dat
 
 
 def _check_shape(shape: tuple[int, ...], spec: TensorSpec, model: ServedModel) -> tuple[int, ...]:
-    sensible = len(shape) <= _MAX_RANK and all(d >= 0 for d in shape) and element_count(shape) <= _MAX_ELEMENTS
-    if not sensible or not spec.accepts(shape):
+    if len(shape) > _MAX_RANK or any(d < 0 for d in shape) or not spec.accepts(shape):
         raise InvalidRequest(
             f"unexpected shape for input '{spec.name}' for model '{model.name}'. "
             f"Expected {list(spec.full_shape)}, got {list(shape[:_MAX_RANK])}"
+        )
+    if math.prod(d for d in shape if d) > _MAX_ELEMENTS:
+        raise InvalidRequest(
+            f"unexpected shape for input '{spec.name}' for model '{model.name}'. "
+            f"Expected no more than {_MAX_ELEMENTS} elements, as many as a message can carry, got {list(shape)}"
         )
     if spec.batched and not 1 <= shape[0] <= model.max_batch_size:
         raise InvalidRequest(
