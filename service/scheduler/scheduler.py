@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S
+from service.clock import NEVER_NS
+from service.scheduler.admission import NOTHING, Admission
 from service.scheduler.assembly import assemble, preferred_rows
 from service.scheduler.device import MAX_BATCHES_PER_SLOT, DeviceState, SlotState
 from service.scheduler.lane import GAP_SHARE, LAST_RANK, Lane, LaneKind
@@ -32,14 +33,7 @@ from service.scheduler.types import (
 )
 
 QUIET_SHARE = 0.05  # of recent gaps must be short for waiting in the blackout regime to pay
-PROBE_NS = NS_PER_S  # a request believed unreachable is tried this often, so that a wrong belief ends
-PROBE_RUNS = 20  # ... but takes at most one part in 20 of a slow model's time
 GUARD_RUNS = 10  # a lane without deadlines that waited too long gets at most one part in 10 of the device
-MIN_RETRY_NS = NS_PER_MS
-RETRY_SPREAD = 0.5  # retries are spread over half the hint, so that they do not come back as one burst
-GOLDEN = 0.6180339887498949  # multiples modulo 1 spread evenly, without a random generator
-
-NOTHING: Sequence[Refusal] = ()
 
 
 class Scheduler:
@@ -53,7 +47,7 @@ class Scheduler:
         self._lead_ns = lead_ns
         self._devices: dict[str, DeviceState] = {}
         self._slots: dict[Slot, SlotState] = {}
-        self._hints = 0.0
+        self._admission = Admission()
         for slot in slots:
             device = self._devices.setdefault(slot.device, DeviceState(slot.device))
             state = self._slots[slot] = SlotState(slot, device)
@@ -78,7 +72,7 @@ class Scheduler:
         waiting: list[QueuedRequest] = []
         for lane in list(queue.active):
             waiting += lane.items()
-            self._deactivate(lane)
+            self._admission.deactivate(lane)
         for request in waiting:
             request.state = RequestState.GONE
             request.lane = None
@@ -92,14 +86,14 @@ class Scheduler:
         """Never batch `shape` above `rows` again (the device ran out of memory at that size)."""
         for lane in queue.lower_cap(shape, rows):
             waiting = lane.pop(lane.count) if lane.count else []
-            self._deactivate(lane)
+            self._admission.deactivate(lane)
             for request in waiting:
                 probing = queue.probe is request
-                self._forget(queue, request)
+                self._admission.forget(queue, request)
                 if request.demoted and request.rows <= queue.cap_rows(shape):
-                    self._place(queue, request, queue.soft_lane_for(request, lane.kind))
+                    self._admission.place(queue, request, queue.soft_lane_for(request, lane.kind))
                 else:
-                    self._place(queue, request, queue.lane_for(request))
+                    self._admission.place(queue, request, queue.lane_for(request))
                 if probing:
                     queue.probe = request
 
@@ -118,13 +112,13 @@ class Scheduler:
             and level.max_queue_size
             and queue.pending_by_priority[request.priority] >= level.max_queue_size
         ):
-            return self._refuse_arrival(queue, request, RefusalReason.QUEUE_FULL, now_ns)
+            return self._admission.refuse_arrival(queue, request, RefusalReason.QUEUE_FULL, now_ns)
         lane = queue.lane_for(request)
         curve, factor = lane.curve, lane.latency.factor
         if lane.soft:
-            if queue.pending_rows and self._wait_ns(queue, lane, now_ns) > policy.max_queue_ns:
-                return self._refuse_arrival(queue, request, RefusalReason.QUEUE_FULL, now_ns)
-            self._place(queue, request, lane)
+            if queue.pending_rows and self._admission.wait_ns(queue, lane, now_ns) > policy.max_queue_ns:
+                return self._admission.refuse_arrival(queue, request, RefusalReason.QUEUE_FULL, now_ns)
+            self._admission.place(queue, request, lane)
             queue.accepted += 1
             return NOTHING
         if lane.kind is LaneKind.OVERSIZE:
@@ -132,14 +126,16 @@ class Scheduler:
         else:
             alone_ns = curve.ns[curve.index(rows)] * factor
         if now_ns + alone_ns > request.deadline_ns:
-            return self._unreachable(queue, request, alone_ns, now_ns)
-        self._place(queue, request, lane)
-        queue.accepted += 1
+            return self._admission.unreachable(queue, request, alone_ns, now_ns)
         lane.note_arrival(request.arrival_ns)
-        free_ns = self._free_ns(queue, now_ns)
+        free_ns = self._admission.free_ns(queue, now_ns)
+        if queue.pending_rows >= lane.cap_rows and self._admission.behind_full_batches(queue, lane, request, free_ns):
+            return self._admission.let_go_on_arrival(queue, request, free_ns, now_ns)
+        self._admission.place(queue, request, lane)
+        queue.accepted += 1
         if free_ns <= now_ns:
             return NOTHING
-        return self._shed(lane, free_ns, now_ns)
+        return self._admission.shed(lane, free_ns, now_ns)
 
     def cancel(self, request: QueuedRequest) -> bool:
         """Take a request out of its queue; False when it is not (any more) waiting."""
@@ -148,10 +144,10 @@ class Scheduler:
             return False
         lane.cancel(request)
         queue = lane.queue
-        self._forget(queue, request)
+        self._admission.forget(queue, request)
         queue.cancelled += 1
         if not lane.count:
-            self._deactivate(lane)
+            self._admission.deactivate(lane)
         return True
 
     def idle_slot(self, queue: ModelQueue) -> Slot | None:
@@ -303,9 +299,9 @@ class Scheduler:
         if len(queue.active) > 1:
             for other in tuple(queue.active):
                 if not other.count:
-                    self._deactivate(other)
+                    self._admission.deactivate(other)
         elif not lane.count:
-            self._deactivate(lane)
+            self._admission.deactivate(lane)
         slack_ns = batch.deadline_ns - start_ns - batch.expected_ns if batch.deadline_ns < NEVER_NS else NEVER_NS
         dispatch = Dispatch(
             queue,
@@ -328,134 +324,16 @@ class Scheduler:
         queue.padded_rows += batch.bucket - batch.rows
         if lane.count and lane.kind is LaneKind.DEADLINE:
             # What is left behind may be doomed by the batch just closed: say so now.
-            free_ns = self._free_ns(queue, now_ns)
+            free_ns = self._admission.free_ns(queue, now_ns)
             if free_ns > now_ns:
-                refused.extend(self._shed(lane, free_ns, now_ns))
+                refused.extend(self._admission.shed(lane, free_ns, now_ns))
         return dispatch
-
-    # -- predicting and refusing -------------------------------------------------------------------------------------
-
-    def _free_ns(self, queue: ModelQueue, now_ns: int) -> int:
-        """When a slot is predicted to be free for `queue`; `now_ns` when one is."""
-        earliest_ns = NEVER_NS
-        for device in queue.devices:
-            if queue.limited and queue.running[device.name] >= queue.policy.max_concurrent:
-                free_ns = device.free_for(queue, now_ns)
-            else:
-                free_ns = device.free_at(now_ns)
-            if free_ns < earliest_ns:
-                earliest_ns = free_ns
-        return earliest_ns
-
-    def _wait_ns(self, queue: ModelQueue, lane: Lane, now_ns: int) -> int:
-        """Predicted wait of a request without a deadline behind all that is queued for its model."""
-        curve = lane.curve
-        rows = min(lane.cap_rows, curve.efficient_rows)
-        batches = queue.pending_rows / rows / queue.parallel
-        return int(self._free_ns(queue, now_ns) - now_ns + batches * curve.ns[curve.index(rows)] * lane.latency.factor)
 
     def _expected_ns(self, lane: Lane) -> int:
         return int(lane.curve.ns[lane.curve.index(lane.window_rows)] * lane.latency.factor)
 
     def _settle(self, lane: Lane, start_ns: int, now_ns: int, refused: list[Refusal]) -> None:
         for request in lane.settle(start_ns):
-            self._let_go(lane.queue, request, start_ns, now_ns, refused)
+            self._admission.let_go(lane.queue, request, start_ns, now_ns, refused)
         if not lane.count:
-            self._deactivate(lane)
-
-    def _shed(self, lane: Lane, free_ns: int, now_ns: int) -> Sequence[Refusal]:
-        """Let go of the requests at the head of `lane` that are doomed when the next batch starts at `free_ns`."""
-        if lane.kind is not LaneKind.DEADLINE:
-            return NOTHING
-        forecast = 0
-        eagerness = lane.queue.policy.shed_eagerness
-        if eagerness:
-            forecast = int(eagerness * lane.arrivals_within(free_ns - now_ns))
-        count = lane.doomed(free_ns, forecast)
-        # When nobody would make it nobody is in anybody's way: the batch before may yet end sooner than predicted.
-        if not count or count == lane.count:
-            return NOTHING
-        refused: list[Refusal] = []
-        for request in lane.pop(count):
-            self._let_go(lane.queue, request, free_ns, now_ns, refused)
-        if not lane.count:
-            self._deactivate(lane)
-        return refused
-
-    def _unreachable(
-        self, queue: ModelQueue, request: QueuedRequest, alone_ns: float, now_ns: int
-    ) -> Sequence[Refusal]:
-        pause_ns = max(PROBE_NS, int(PROBE_RUNS * alone_ns))
-        if (
-            request.deadline_ns > now_ns
-            and now_ns - max(queue.last_probe_ns, queue.last_done_ns) >= pause_ns
-            and queue.probe is None
-            and request.rows <= queue.cap_rows(request.shape)
-        ):
-            queue.last_probe_ns = now_ns
-            queue.probe = request
-            queue.probes += 1
-            queue.accepted += 1
-            request.demoted = True
-            self._place(queue, request, queue.soft_lane_for(request, LaneKind.EAGER))
-            return NOTHING
-        return self._refuse_arrival(queue, request, RefusalReason.UNREACHABLE, now_ns)
-
-    def _let_go(
-        self, queue: ModelQueue, request: QueuedRequest, free_ns: int, now_ns: int, refused: list[Refusal]
-    ) -> None:
-        """A queued request, already out of its lane, cannot make its deadline: refuse it, or keep it as best effort."""
-        self._forget(queue, request)
-        policy = queue.policy
-        kept = policy.late_policy == "best_effort" or policy.level(request.priority).timeout_action == "DELAY"
-        if kept and not request.demoted and request.rows <= queue.cap_rows(request.shape):
-            request.demoted = True
-            self._place(queue, request, queue.soft_lane_for(request, LaneKind.BEST_EFFORT))
-            return
-        reason = RefusalReason.EXPIRED if request.deadline_ns <= now_ns else RefusalReason.OVERLOADED
-        refused.append(self._refusal(queue, request, reason, free_ns, now_ns))
-
-    def _refuse_arrival(
-        self, queue: ModelQueue, request: QueuedRequest, reason: RefusalReason, now_ns: int
-    ) -> Sequence[Refusal]:
-        if reason is RefusalReason.UNREACHABLE and request.deadline_ns <= now_ns:
-            reason = RefusalReason.EXPIRED
-        return (self._refusal(queue, request, reason, self._free_ns(queue, now_ns), now_ns),)
-
-    def _refusal(
-        self, queue: ModelQueue, request: QueuedRequest, reason: RefusalReason, free_ns: int, now_ns: int
-    ) -> Refusal:
-        request.state = RequestState.GONE
-        request.lane = None
-        queue.refused[reason] += 1
-        wait_ns = max(0, free_ns - now_ns) + queue.latency.estimate(request.shape, request.rows, request.cost)
-        retry_ns = 0
-        if reason in (RefusalReason.OVERLOADED, RefusalReason.QUEUE_FULL):
-            self._hints = (self._hints + GOLDEN) % 1.0
-            retry_ns = int(max(MIN_RETRY_NS, wait_ns) * (1.0 + RETRY_SPREAD * self._hints))
-        return Refusal(request, reason, wait_ns, retry_ns)
-
-    # -- bookkeeping -------------------------------------------------------------------------------------------------
-
-    def _place(self, queue: ModelQueue, request: QueuedRequest, lane: Lane) -> None:
-        if not lane.count:
-            queue.active[lane] = None
-            for device in queue.devices:
-                device.active[lane] = None
-        lane.push(request)
-        queue.pending_requests += 1
-        queue.pending_rows += request.rows - request.dispatched_rows
-        queue.pending_by_priority[request.priority] += 1
-
-    def _forget(self, queue: ModelQueue, request: QueuedRequest) -> None:
-        queue.pending_requests -= 1
-        queue.pending_rows -= request.rows - request.dispatched_rows
-        queue.pending_by_priority[request.priority] -= 1
-        if request is queue.probe:
-            queue.probe = None
-
-    def _deactivate(self, lane: Lane) -> None:
-        queue = lane.queue
-        queue.active.pop(lane, None)
-        for device in queue.devices:
-            device.active.pop(lane, None)
+            self._admission.deactivate(lane)
