@@ -30,6 +30,7 @@ from service.errors import (
     QueueFull,
     ServiceError,
 )
+from service.logs import IncidentLimiter
 from service.metrics import ModelMetrics, ModelShard, ModelState
 from service.request import BatchOutput, InferenceRequest, OutputPart, ShapeClass
 from service.scheduler import Dispatch, LatencyModel, QueuePolicy, Refusal, RefusalReason, Segment
@@ -72,6 +73,8 @@ class Model:
         self._open = True
         # One shard for each thread that records: shards have a single writer.
         self._shards: dict[int, ModelShard] = {}
+        self._incidents = IncidentLimiter()
+        self._incidents_lock = threading.Lock()
         self.load_ns: int | None = None
         self.queue = runtime.add(policy, latency)
 
@@ -120,7 +123,7 @@ class Model:
     def cancel(self, request: InferenceRequest) -> None:
         """The client is gone: a request still queued leaves the queue at once; a running one is dropped when done."""
         if self._runtime.cancel(request):
-            self._shard().record_cancelled(request.arrival_ns, now_ns())
+            self._shard().record_cancelled(request.arrival_ns, now_ns(), request.deadline_ns)
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer a request that will not be run, with the reason and when to try again."""
@@ -129,6 +132,7 @@ class Model:
         error = _refusal_error(self, refusal, request)
         request.answered = True
         self._shard().record_refusal(error.reason, request.arrival_ns, now_ns())
+        self._incident("refusing requests", reason=error.reason, detail=error)
         request.responder.fail(request, error)
 
     # ---------------------------------------------------------------- the batch
@@ -165,7 +169,15 @@ class Model:
             dispatch.slack_ns,
         )
         self._shard().record_batch(record, answered)
-        return done_ns - dispatch.dispatched_ns, dispatch.late_rows(done_ns)
+        late_rows = dispatch.late_rows(done_ns)
+        if late_rows:
+            self._incident(
+                "answered late",
+                late_rows=late_rows,
+                expected_ms=dispatch.expected_ns / NS_PER_MS,
+                actual_ms=(done_ns - dispatch.dispatched_ns) / NS_PER_MS,
+            )
+        return done_ns - dispatch.dispatched_ns, late_rows
 
     def _answer(self, segments: Sequence[Segment], outputs: list[BatchOutput]) -> list[InferenceRequest]:
         """Answer the requests whose last rows these are; the requests that were answered."""
@@ -217,15 +229,13 @@ class Model:
             if not request.answered:
                 # The other chunks of an oversize request are of no use any more.
                 self._runtime.cancel(request)
+                self._incident("execution failed", reason=error.reason, detail=error)
                 self._fail(request, _with_model(self, error))
             return
         if isinstance(error, OutOfMemory):
             rows = max(1, sum(segment.rows for segment in segments) // 2)
             self._runtime.lower_cap(self.queue, segments[0].request, rows)
-            log.warning(
-                "out of device memory: smaller batches from now on",
-                extra={"model": self.name, "version": self.version, "rows": rows, "device": dispatch.slot.device},
-            )
+            self._incident("out of device memory: smaller batches from now on", rows=rows, device=dispatch.slot.device)
         middle = len(segments) // 2
         for half in (segments[:middle], segments[middle:]):
             rows = sum(segment.rows for segment in half)
@@ -257,6 +267,14 @@ class Model:
         request.answered = True
         self._shard().record_failure(error.reason, request.arrival_ns, now_ns())
         request.responder.fail(request, error)
+
+    def _incident(self, message: str, **facts: object) -> None:
+        """Warn of something that should not happen, at most once in ten seconds for each kind."""
+        with self._incidents_lock:
+            held_back = self._incidents.allow(message, now_ns())
+        if held_back is not None:
+            more = {"held_back": held_back} if held_back else {}
+            log.warning(message, extra={"model": self.name, "version": self.version, **facts, **more})
 
     def _shard(self) -> ModelShard:
         ident = threading.get_ident()

@@ -145,10 +145,10 @@ class ModelRepository:
         jobs: list[tuple[ModelFiles, VersionFiles]] = []
         for model in found.models:
             jobs += self._plan(model)
-        progress.started(len(jobs))
-        for name, entry in [(m.name, e) for m in found.models for e in self._entries[m.name].values()]:
-            if entry.reason:
-                progress.failed(name, "" if entry.version is None else str(entry.version), entry.reason)
+        hopeless = self.failed()
+        progress.started(len(jobs) + len(hopeless))
+        for entry in hopeless:
+            progress.failed(entry.name, "" if entry.version is None else str(entry.version), entry.reason)
         with ThreadPoolExecutor(parallelism, thread_name_prefix="load") as pool:
             for future in [pool.submit(self._load, model, version, progress) for model, version in jobs]:
                 future.result()
@@ -182,7 +182,6 @@ class ModelRepository:
         except ModelLoadError as error:
             entry.reason = str(error)
             entry.state = transition(entry.state, Event.FAILED)
-            log.warning("model failed to load", extra={"model": name, "version": number, "reason": entry.reason})
             progress.failed(name, number, entry.reason)
             return
         for note in loaded.notes:
