@@ -48,8 +48,11 @@ STATUS: dict[type[ServiceError], grpc.StatusCode] = {
     OutOfMemory: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
-# A status message travels in an HTTP/2 header, whose size peers bound (gRPC's default is 8 KiB, percent-encoded).
+# A status message travels percent-encoded in an HTTP/2 header, and peers bound the size of all headers together (gRPC's
+# default is 8 KiB, beyond which the client gets RESOURCE_EXHAUSTED instead of the message). Bytes, as encoded.
 MAX_DETAILS = 1024
+# What percent-encoding makes of one byte that is not printable ASCII.
+_ESCAPED = 3
 
 Trailers = tuple[tuple[str, str], ...]
 
@@ -58,12 +61,27 @@ def status_of(error: ServiceError) -> tuple[grpc.StatusCode, str, Trailers | Non
     """The status code, the message and the trailing metadata that answer `error`."""
     code = STATUS.get(type(error), grpc.StatusCode.INTERNAL)
     details = str(error)
-    if len(details) > MAX_DETAILS:
-        details = details[: MAX_DETAILS - 3] + "..."
+    if len(details) * _ESCAPED > MAX_DETAILS or not details.isascii():
+        details = _shortened(details)
     if isinstance(error, RefusedError) and error.retry_after_ns > 0:
         milliseconds = max(1, -(-error.retry_after_ns // NS_PER_MS))
         return code, details, (("grpc-retry-pushback-ms", str(milliseconds)),)
     return code, details, None
+
+
+def _shortened(details: str) -> str:
+    """`details` as text that can be encoded, cut to `MAX_DETAILS` bytes of a header. Characters stay whole."""
+    text = details.encode(errors="replace").decode()
+    size = 0
+    kept = 0  # characters that leave room for the dots
+    for index, character in enumerate(text):
+        plain = " " <= character <= "~" and character != "%"
+        size += 1 if plain else _ESCAPED * len(character.encode())
+        if size > MAX_DETAILS:
+            return text[:kept] + "..."
+        if size <= MAX_DETAILS - 3:
+            kept = index + 1
+    return text
 
 
 def as_service_error(error: Exception, doing: str) -> ServiceError:

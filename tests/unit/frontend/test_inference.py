@@ -1,0 +1,167 @@
+"""The handler of `ModelInfer`: what becomes of a message, without a transport and without a device."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
+from service.errors import Draining, ExecutionFailed, InvalidRequest, ServiceError
+from service.frontend.codec import encode as encode_module
+from service.frontend.inference import CLIENT_MARGIN_NS, InferenceHandler
+from service.metrics import MetricsRegistry
+from service.pb.grpc_service_pb2 import ModelInferResponse
+from service.request import InferenceRequest
+from service.scheduler import QueuePolicy
+from tests.support.client import arrays, request
+from tests.unit.frontend.served import FakeModel, FakeRepository, model, output
+
+X = np.arange(8, dtype=np.float32).reshape(2, 4)
+
+
+class FakeCall:
+    """A call that remembers its answer."""
+
+    def __init__(self, deadline_ns: int = NEVER_NS) -> None:
+        self.deadline_ns = deadline_ns
+        self.on_cancel: Callable[[], object] | None = None
+        self.answers: list[bytes | ServiceError] = []
+
+    def reply(self, message: bytes) -> None:
+        self.answers.append(message)
+
+    def fail(self, error: ServiceError) -> None:
+        self.answers.append(error)
+
+
+class SubmittingModel(FakeModel):
+    """A model that keeps what is submitted and cancelled instead of running it."""
+
+    policy: QueuePolicy
+    submitted: list[InferenceRequest]
+    cancelled: list[InferenceRequest]
+
+    def submit(self, submitted: InferenceRequest) -> None:
+        self.submitted.append(submitted)
+
+    def cancel(self, cancelled: InferenceRequest) -> None:
+        self.cancelled.append(cancelled)
+
+
+def serving(slo_ns: int | None = None) -> tuple[InferenceHandler, SubmittingModel, MetricsRegistry]:
+    plain = model()
+    served = SubmittingModel(plain.name, plain.inputs, plain.outputs)
+    served.policy = QueuePolicy(name="m", devices=("cpu",), max_batch_rows=8, slo_ns=slo_ns)
+    served.submitted, served.cancelled = [], []
+    registry = MetricsRegistry()
+    return InferenceHandler(FakeRepository(served), registry), served, registry  # type: ignore[arg-type]
+
+
+def message(**more: Any) -> bytes:
+    data: bytes = request("m", {"x": X}, **more).SerializeToString()
+    return data
+
+
+def test_a_request_is_submitted_with_its_tensors_and_times() -> None:
+    """Rows, id, data and the way back are on the request; without any deadline it has none."""
+    handler, served, _ = serving()
+    before = now_ns()
+    handler(message(request_id="7"), FakeCall())
+    (submitted,) = served.submitted
+    assert submitted.rows == 2
+    assert submitted.request_id == b"7"
+    assert before <= submitted.arrival_ns <= now_ns()
+    assert submitted.deadline_ns == NEVER_NS
+    assert bytes(submitted.inputs[0]) == X.tobytes()  # type: ignore[arg-type]
+
+
+def test_the_soonest_deadline_counts() -> None:
+    """The model's objective, the client's deadline less the way back, or the request's timeout."""
+    second = now_ns() + NS_PER_S
+    for slo_ns, call_ns, timeout_us, expected in (
+        (20 * NS_PER_MS, NEVER_NS, None, lambda r: r.arrival_ns + 20 * NS_PER_MS),
+        (None, second, None, lambda r: second - CLIENT_MARGIN_NS),
+        (None, NEVER_NS, 3000, lambda r: r.arrival_ns + 3 * NS_PER_MS),
+        (20 * NS_PER_MS, second, 3000, lambda r: r.arrival_ns + 3 * NS_PER_MS),
+        (20 * NS_PER_MS, second, 900_000, lambda r: r.arrival_ns + 20 * NS_PER_MS),
+    ):
+        handler, served, _ = serving(slo_ns)
+        parameters = {} if timeout_us is None else {"timeout": timeout_us}
+        handler(message(parameters=parameters), FakeCall(call_ns))
+        assert served.submitted[0].deadline_ns == expected(served.submitted[0])
+
+
+def test_a_client_that_goes_away_cancels_its_request() -> None:
+    """The call's end reaches the model with exactly this request."""
+    handler, served, _ = serving()
+    call = FakeCall()
+    handler(message(), call)
+    assert call.on_cancel is not None
+    call.on_cancel()
+    assert served.cancelled == served.submitted
+
+
+def test_a_bad_request_is_answered_and_counted() -> None:
+    """It never reaches a model."""
+    handler, served, _ = serving()
+    call = FakeCall()
+    handler(b"\xff", call)
+    assert isinstance(call.answers[0], InvalidRequest)
+    assert not served.submitted
+
+
+def test_a_draining_server_accepts_nothing() -> None:
+    """What arrives after the beginning of the end is refused with Triton's words and a hint to try elsewhere."""
+    handler, served, _ = serving()
+    handler.accepting = False
+    call = FakeCall()
+    handler(message(), call)
+    (error,) = call.answers
+    assert isinstance(error, Draining)
+    assert "Server is stopping" in str(error)
+    assert error.retry_after_ns > 0
+    assert not served.submitted
+
+
+def test_answers_and_errors_find_their_call() -> None:
+    """Each call gets the rows of its own request."""
+    handler, served, _ = serving()
+    calls = [FakeCall(), FakeCall(), FakeCall()]
+    for call in calls:
+        handler(message(), call)
+    batch = np.arange(16, dtype=np.float32).reshape(4, 4)
+    outputs = [output(served.outputs[0], batch, 4)]
+    handler.answer(served.submitted[1], outputs, 2)
+    handler.answer(served.submitted[0], outputs, 0)
+    handler.fail(served.submitted[2], ExecutionFailed("poisoned"))
+    for call, rows in zip(calls, (batch[:2], batch[2:]), strict=False):
+        (answer,) = call.answers
+        assert isinstance(answer, bytes)
+        np.testing.assert_array_equal(arrays(ModelInferResponse.FromString(answer))["y"], rows)
+    assert str(calls[2].answers[0]) == "poisoned"
+
+
+def test_an_answer_that_cannot_be_sent_fails_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too large for the wire is an error for the client, not for the worker."""
+    monkeypatch.setattr(encode_module, "MAX_MESSAGE", 10)
+    handler, served, _ = serving()
+    call = FakeCall()
+    handler(message(), call)
+    handler.answer(served.submitted[0], [output(served.outputs[0], X, 2)], 0)
+    assert isinstance(call.answers[0], InvalidRequest)
+
+
+def test_one_debug_line_per_request(caplog: pytest.LogCaptureFixture) -> None:
+    """With debug logging on, each request leaves a line with how it went."""
+    with caplog.at_level(logging.DEBUG, "service.frontend.inference"):
+        handler, served, _ = serving()
+        for identifier in ("a", "b"):
+            handler(message(request_id=identifier), FakeCall())
+        handler.answer(served.submitted[0], [output(served.outputs[0], X, 2)], 0)
+        handler.fail(served.submitted[1], ExecutionFailed("poisoned"))
+    lines = [(r.id, r.outcome, r.rows, getattr(r, "detail", None)) for r in caplog.records]  # type: ignore[attr-defined]
+    assert lines == [("a", "ok", 2, None), ("b", "execution", 2, "poisoned")]
