@@ -22,6 +22,10 @@ DRIFT_LIMIT = 0.10
 # Triton 2.51.0, ONNX Runtime backend, delay 1 ms and `timeout_action: REJECT` after 15 ms, the best of five queue
 # policies tried on this very load; one core for the server and one for the client of an AMD EPYC (AVX-512) machine.
 TRITON_GOODPUT = {1200.0: 1141.0, 1800.0: 1380.0, 3000.0: 1412.0, 6000.0: 1184.0}
+# On that machine a bare session took 17.35 ms for a batch of 32 of `cheap`. Machines differ by more than servers do, so
+# goodput is also compared in units of the machine's own bare rate.
+TRITON_ROWS = 32
+TRITON_BARE_RATE = TRITON_ROWS / 0.01735
 
 # The least share of the clairvoyant optimum promised, for objectives of at least 4 l(1).
 BAR_UP_TO_CAPACITY = 0.97
@@ -87,6 +91,12 @@ class Subject:
     drift: float = 1.0
     runs: dict[Cell, list[Run]] = field(default_factory=dict)
 
+    @property
+    def bare_rate(self) -> float:
+        """Rows per second of the bare session at the batch size Triton ran with (or the largest, if smaller)."""
+        rows = min(TRITON_ROWS, len(self.table_s))
+        return rows / float(self.table_s[rows - 1])
+
     def fluid(self, rate: float) -> float:
         return fluid(self.table_s, self.slo_s, rate)
 
@@ -113,7 +123,7 @@ def _least_rise(series: list[list[Run]]) -> tuple[float, ...]:
     return tuple(least)
 
 
-def _cell_figures(cell: Cell, runs: list[Run], drifted: str) -> list[Figure]:
+def _cell_figures(subject: Subject, cell: Cell, runs: list[Run], drifted: str) -> list[Figure]:
     doubt, outcomes = _doubt(runs) or drifted, [run.outcomes for run in runs]
 
     def figure(what: str, values: list[float], bar: float | None, sense: Sense, unit: str = "") -> Figure:
@@ -122,8 +132,10 @@ def _cell_figures(cell: Cell, runs: list[Run], drifted: str) -> list[Figure]:
     found = [figure("goodput / optimum", [run.ratio for run in runs], cell.bar, Sense.AT_LEAST)]
     if cell.model == "cheap":
         goodputs = [o.goodput for o in outcomes]
-        bar = TRITON_GOODPUT.get(cell.rate)
-        found.append(figure("goodput; bar: Triton hand-tuned", goodputs, bar, Sense.AT_LEAST, "/s"))
+        triton = TRITON_GOODPUT[cell.rate]
+        found.append(figure("goodput; bar: Triton hand-tuned", goodputs, triton, Sense.AT_LEAST, "/s"))
+        shares, bar = [goodput / subject.bare_rate for goodput in goodputs], round(triton / TRITON_BARE_RATE, 3)
+        found.append(figure("goodput / bare rows/s; bar: Triton's", shares, bar, Sense.AT_LEAST, "x"))
     found.append(figure("p99 of answers", [o.p99_t for o in outcomes], 1.0, Sense.AT_MOST, "T"))
     found.append(figure("late share of answers", [o.late_share for o in outcomes], BAR_LATE_SHARE, Sense.AT_MOST))
     if cell.load > 1.5:
@@ -136,7 +148,7 @@ def _cell_figures(cell: Cell, runs: list[Run], drifted: str) -> list[Figure]:
 def figures(subject: Subject) -> list[Figure]:
     """What is promised of every cell, and of the series over the loads."""
     drifted = _drifted(subject)
-    found = [figure for cell, runs in subject.runs.items() for figure in _cell_figures(cell, runs, drifted)]
+    found = [figure for cell, runs in subject.runs.items() for figure in _cell_figures(subject, cell, runs, drifted)]
     for kind in sorted({cell.kind for cell in subject.runs}):
         series = [runs for cell, runs in subject.runs.items() if cell.kind == kind]
         if len(series) < 2:

@@ -34,7 +34,7 @@ from benchmarks.servers import pinned
 from service.batch import BatchRecord, CloseReason
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
 from service.engine.devices import Device, Devices
-from service.engine.options import plan_session
+from service.engine.options import plan_session, share_threads
 from service.engine.pool import Instance
 from service.engine.runtime import Runtime
 from service.engine.session import OnnxSession
@@ -263,6 +263,7 @@ def run(settings: Settings) -> Report:
 
 def work(repository: Path, models: Path, rounds: int) -> None:
     """The pinned process: print the times as JSON."""
+    share_threads(1)  # as the server does at start
     steps = [step for rows in (1, BATCH) for step in scheduler_steps(rows)]
     steps += metric_steps()
     steps += model_steps("tiny", (1, BATCH), models, repository)

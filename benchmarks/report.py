@@ -132,7 +132,7 @@ def publish(settings: Settings, reports: Sequence[Report], name: str, header: di
     overview = summary(reports)
     console = Console(width=None if Console().is_terminal else 160)
     for report in reports:
-        for table in report.tables:
+        for table in (table for table in report.tables if table.rows):
             console.print(table.rich())
     console.print(overview.rich())
 
@@ -147,7 +147,7 @@ def publish(settings: Settings, reports: Sequence[Report], name: str, header: di
     parts.append(overview.markdown())
     for report in reports:
         parts.append(f"## {report.benchmark}\n")
-        parts += [table.markdown() for table in report.tables]
+        parts += [table.markdown() for table in report.tables if table.rows]
         parts += [f"![{picture.stem}]({picture.name})\n" for picture in report.pictures]
     markdown = settings.out / f"{name}.md"
     markdown.write_text("\n".join(parts))
