@@ -84,7 +84,10 @@ class CoreCall:
         """The call ended on the wire. Cancelled before an answer: tell the handler."""
         abandoned = self._take() is not None
         if abandoned and cancelled and self.on_cancel is not None:
-            self.on_cancel()
+            try:
+                self.on_cancel()
+            except Exception as error:  # noqa: BLE001 - the boundary: nobody is left to answer, the thread lives on
+                as_service_error(error, "cancelling a call")
         self.on_cancel = None  # it refers back to the call: without the cycle, no garbage collection is needed
 
 
