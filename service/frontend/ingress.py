@@ -49,13 +49,17 @@ def check_core(server: grpc.Server) -> Any:
 
 
 class CoreCall:
-    """A `Call` on gRPC's core. The ingress' lock decides who takes it: one answer, or the end of the call."""
+    """A `Call` on gRPC's core. The ingress' lock decides who takes it: one answer, or the end of the call.
 
-    __slots__ = ("_call", "_lock", "deadline_ns", "on_cancel", "size")
+    `answered` is told, on the ingress thread, when the transport has done with an answer.
+    """
 
-    def __init__(self, lock: threading.Lock, call: Any, deadline_ns: int) -> None:
+    __slots__ = ("_answered", "_call", "_lock", "deadline_ns", "on_cancel", "size")
+
+    def __init__(self, lock: threading.Lock, call: Any, deadline_ns: int, answered: Callable[[Any], None]) -> None:
         self._lock = lock
         self._call = call
+        self._answered = answered
         self.size = 0
         self.deadline_ns = deadline_ns
         self.on_cancel: Callable[[], object] | None = None
@@ -70,7 +74,7 @@ class CoreCall:
         call = self._take()
         if call is not None:
             call.start_server_batch(
-                (_SEND_INITIAL_METADATA, cygrpc.SendMessageOperation(message, _NO_FLAGS), _SEND_OK), _ignore
+                (_SEND_INITIAL_METADATA, cygrpc.SendMessageOperation(message, _NO_FLAGS), _SEND_OK), self._answered
             )
 
     def fail(self, error: ServiceError) -> None:
@@ -78,10 +82,11 @@ class CoreCall:
         if call is not None:
             code, details, trailers = status_of(error)
             status = cygrpc.SendStatusFromServerOperation(trailers, _CODES[code], details.encode(), _NO_FLAGS)
-            call.start_server_batch((_SEND_INITIAL_METADATA, status), _ignore)
+            call.start_server_batch((_SEND_INITIAL_METADATA, status), self._answered)
 
-    def closed(self, cancelled: bool) -> None:
-        """The call ended on the wire. Cancelled before an answer: tell the handler."""
+    def closed(self, cancelled: bool) -> bool:
+        """The call ended on the wire; True when nobody had answered it, and now nobody can. The handler is told if it
+        was cancelled."""
         abandoned = self._take() is not None
         if abandoned and cancelled and self.on_cancel is not None:
             try:
@@ -89,16 +94,18 @@ class CoreCall:
             except Exception as error:  # noqa: BLE001 - the boundary: nobody is left to answer, the thread lives on
                 as_service_error(error, "cancelling a call")
         self.on_cancel = None  # it refers back to the call: without the cycle, no garbage collection is needed
+        return abandoned
 
 
 def _ignore(_event: Any) -> None:
-    """The answer was handed to the transport; nothing is left to do."""
+    """The refusal was handed to the transport; nothing is left to do."""
 
 
 class Ingress:
     """Serves one unary method of a `grpc.Server` with `handler`, which runs on the ingress thread and must not block.
 
-    Construct before the server starts, `start` after, `stop` once the server has shut down. Calls beyond `max_calls` in
+    Construct before the server starts, `start` after, `stop` once the server has shut down. The queue ends only when no
+    call can be answered any more: answering on a queue that has ended aborts the process. Calls beyond `max_calls` in
     progress are refused before their message is read; a message that would bring those held beyond `max_bytes` is
     refused when it has been read.
     """
@@ -112,6 +119,9 @@ class Ingress:
         # Changed by the ingress thread only.
         self.calls = 0
         self.bytes = 0
+        # Calls that somebody may still answer, or whose answer is on its way; whether no more of them will come.
+        self._unfinished = 0
+        self._closing = False
         self._queue = cygrpc.CompletionQueue()
         self._core.register_completion_queue(self._queue)
         self._core.register_method(method)
@@ -125,8 +135,7 @@ class Ingress:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """End the thread; False when it did not end in time. The server must have been stopped before."""
-        self._queue.shutdown()
+        """Wait for the end of the thread; False when it does not end in time. The server must have been stopped."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -144,9 +153,20 @@ class Ingress:
             # The event keeps its call alive; holding it while polling would delay the call's destruction.
             event = None
 
+    def _end_when_done(self) -> None:
+        if self._closing and self._unfinished == 0:
+            self._queue.shutdown()
+
+    def _on_answered(self, _event: Any) -> None:
+        self._unfinished -= 1
+        self._end_when_done()
+
     def _on_call(self, event: Any) -> None:
         if not event.success:
-            return  # the server shuts down: no call came of the request, and none will
+            # The server shuts down: no call came of the request, and as only one is made at a time, none will.
+            self._closing = True
+            self._end_when_done()
+            return
         self._request_call()
         core_call = event.call
         if self.calls >= self._max_calls:
@@ -155,7 +175,8 @@ class Ingress:
         self.calls += 1
         remaining_s = event.call_details.deadline - time.time()
         deadline_ns = now_ns() + int(remaining_s * NS_PER_S) if remaining_s < _FAR_FUTURE_S else NEVER_NS
-        call = CoreCall(self._lock, core_call, deadline_ns)
+        call = CoreCall(self._lock, core_call, deadline_ns, self._on_answered)
+        self._unfinished += 1
 
         def on_message(message_event: Any) -> None:
             message = message_event.batch_operations[0].message()
@@ -168,7 +189,9 @@ class Ingress:
         def on_close(close_event: Any) -> None:
             self.calls -= 1
             self.bytes -= call.size
-            call.closed(close_event.batch_operations[0].cancelled())
+            if call.closed(close_event.batch_operations[0].cancelled()):
+                self._unfinished -= 1
+                self._end_when_done()
 
         core_call.start_server_batch((_RECEIVE_MESSAGE(_NO_FLAGS),), on_message)
         core_call.start_server_batch((_RECEIVE_CLOSE(_NO_FLAGS),), on_close)

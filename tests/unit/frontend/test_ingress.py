@@ -400,7 +400,7 @@ def test_stop_says_when_a_handler_does_not_let_go() -> None:
 
 def test_answers_race_with_the_end_of_the_server() -> None:
     """Workers answering while everything is torn down must not bring the process down."""
-    for _ in range(5):
+    for _ in range(100):
         handler = Holding()
         with serving(handler) as served:
             futures = [served.future() for _ in range(50)]
