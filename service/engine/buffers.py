@@ -68,12 +68,18 @@ class ShapeBuffers:
         self._bound: dict[int, Bound] = {}
 
     def reserve(self, rows: int, most: int) -> None:
-        """Make room for batches of `rows`; `most` is the largest that can come. Existing bindings are dropped."""
+        """Make room for batches of `rows`; `most` is the largest that can come. Existing bindings are dropped.
+
+        Raises `MemoryError`; smaller batches can still be made room for.
+        """
         if rows <= self._capacity:
             return
         capacity = min(most, max(rows, int(self._capacity * _GROWTH) + 1))
+        # Nothing is kept while there may not be memory for more: a smaller batch then starts anew.
+        self._capacity = 0
         self._bound.clear()
         self._inputs = []
+        self._outputs = []
         for index, (spec, row_shape) in enumerate(zip(self._specs, self._shape.shapes, strict=True)):
             if row_shape is not None:
                 array = np.zeros((capacity, *row_shape) if spec.batched else row_shape, spec.datatype.dtype)
@@ -85,8 +91,11 @@ class ShapeBuffers:
         ]
         self._capacity = capacity
 
-    def merge(self, segments: Sequence[Segment]) -> None:
-        """Copy the segments' rows one after another into the input buffers."""
+    def merge(self, segments: Sequence[Segment], rows: int, bucket: int) -> None:
+        """Copy the segments' `rows` rows one after another into the input buffers.
+
+        The rows up to `bucket` repeat the last one: what an earlier batch left there, or zeros, might fail the model.
+        """
         for target in self._inputs:
             index, row_bytes, view = target.index, target.row_bytes, target.view
             if not target.spec.batched:
@@ -103,6 +112,8 @@ class ShapeBuffers:
                     data = memoryview(data)[first : first + segment.rows * row_bytes]
                 view[position:end] = data
                 position = end
+            if bucket > rows:
+                target.array[rows:bucket] = target.array[rows - 1]
 
     def bound(self, rows: int) -> Bound:
         """The session bound to the first `rows` rows. Room for them must have been reserved."""

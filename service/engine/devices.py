@@ -25,7 +25,7 @@ CPU_PROVIDER = "CPUExecutionProvider"
 @dataclass(frozen=True, slots=True)
 class Device:
     """A place where batches run. `index` is the CUDA device number (0 for the CPU); `threads` the intra-op threads of
-    a batch on the CPU."""
+    what a batch computes on the CPU."""
 
     name: str
     kind: Literal["cpu", "gpu"]
@@ -62,7 +62,7 @@ def find_devices(wanted: Literal["auto", "cpu", "cuda"], cpu_slots: int, gpu_slo
         if wanted == "cuda":
             raise ModelLoadError(f"device cuda was asked for, but {why_not}")
         return Devices(cpu, (), (cpu,), f"no GPU: {why_not}")
-    gpus = tuple(Device(f"cuda:{i}", "gpu", i, gpu_slots) for i in range(count))
+    gpus = tuple(Device(f"cuda:{i}", "gpu", i, gpu_slots, cpu_threads) for i in range(count))
     return Devices(cpu, gpus, gpus, f"{count} NVIDIA GPU{'s' if count > 1 else ''}")
 
 

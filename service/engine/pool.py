@@ -16,7 +16,7 @@ import numpy as np
 from service.clock import now_ns
 from service.engine.buffers import ShapeBuffers, as_array, batch_output, bindable
 from service.engine.session import OnnxSession, OtherShapeError
-from service.errors import ExecutionFailed
+from service.errors import ExecutionFailed, OutOfMemory
 from service.request import BatchOutput, ShapeClass
 from service.scheduler import Segment
 from service.tensor import Array, DataType, TensorSpec
@@ -69,8 +69,11 @@ class Instance:
             buffers = self._buffers[shape] = ShapeBuffers(self.session, shape, self._inputs, self._outputs)
         elif len(self._buffers) > 1:
             self._buffers.move_to_end(shape)
-        buffers.reserve(bucket, self._max_rows)
-        buffers.merge(segments)
+        try:
+            buffers.reserve(bucket, self._max_rows)
+        except MemoryError as error:
+            raise OutOfMemory(f"no memory for the tensors of a batch of {bucket} rows: {error}") from error
+        buffers.merge(segments, rows, bucket)
         bound = buffers.bound(bucket)
         started_ns = now_ns()
         try:

@@ -62,25 +62,39 @@ class OnnxSession:
         self.providers: tuple[str, ...] = tuple(taken)
         self.inputs = tuple((node.name, node.type, list(node.shape)) for node in session.get_inputs())
         self.outputs = tuple((node.name, node.type, list(node.shape)) for node in session.get_outputs())
+        if any(kind == DataType.BYTES.onnx_name for _, kind, _ in self.inputs) and any(
+            kind == DataType.BF16.onnx_name for _, kind, _ in self.outputs
+        ):
+            raise ModelLoadError(
+                f"{path}: ONNX Runtime's Python interface returns no BF16 outputs for text inputs; cast them to FP32 "
+                "in the graph"
+            )
         self._session = session
         # The C object under the Python wrapper: its checks of names and fallbacks cost more than a tiny model.
         self._core = session._sess
+        self._run_options = plan.run_options()
         self._cpu = ort.OrtDevice.make("cpu", 0)._get_c_device()
 
     def bind(self, inputs: Sequence[tuple[TensorSpec, Array]], outputs: Sequence[tuple[TensorSpec, Array]]) -> Binding:
-        """Bind CPU arrays: the session reads and writes them in place, so they must outlive the binding."""
-        io = self._session.io_binding()._iobinding
-        for spec, array in inputs:
-            io.bind_input(spec.name, self._cpu, _element_type(spec), list(array.shape), array.ctypes.data)
-        for spec, array in outputs:
-            io.bind_output(spec.name, self._cpu, _element_type(spec), list(array.shape), array.ctypes.data)
+        """Bind CPU arrays: the session reads and writes them in place, so they must outlive the binding.
+
+        Raises `ExecutionFailed` when the session does not take such buffers.
+        """
+        try:
+            io = self._session.io_binding()._iobinding
+            for spec, array in inputs:
+                io.bind_input(spec.name, self._cpu, _element_type(spec), list(array.shape), array.ctypes.data)
+            for spec, array in outputs:
+                io.bind_output(spec.name, self._cpu, _element_type(spec), list(array.shape), array.ctypes.data)
+        except Exception as error:
+            raise _translate(error) from error
         return Binding(io)
 
     def run_bound(self, binding: Binding) -> None:
         """Run on a binding's buffers. Raises `ExecutionFailed` (`OtherShapeError` if it is the buffers' fault) or
         `OutOfMemory`."""
         try:
-            self._core.run_with_iobinding(binding.io, None)
+            self._core.run_with_iobinding(binding.io, self._run_options)
         except Exception as error:
             raise _translate(error) from error
 
@@ -89,20 +103,20 @@ class OnnxSession:
 
         Raises `ExecutionFailed` or `OutOfMemory`.
         """
-        values = {name: _value(spec, array) for name, (spec, array) in feeds.items()}
         names = [spec.name for spec in outputs]
         try:
+            values = {name: _value(spec, array) for name, (spec, array) in feeds.items()}
             if any(spec.datatype is DataType.BF16 for spec in outputs):
                 as_values = {
                     n: v if isinstance(v, ort.OrtValue) else ort.OrtValue.ortvalue_from_numpy(v)
                     for n, v in values.items()
                 }
-                results = self._session.run_with_ort_values(names, as_values)
+                results = self._session.run_with_ort_values(names, as_values, self._run_options)
                 return [
                     _bits(r) if s.datatype is DataType.BF16 else r.numpy()
                     for s, r in zip(outputs, results, strict=True)
                 ]
-            answers: list[Array] = self._core.run(names, values, None)
+            answers: list[Array] = self._core.run(names, values, self._run_options)
         except Exception as error:
             raise _translate(error) from error
         for spec, answer in zip(outputs, answers, strict=True):
@@ -117,7 +131,9 @@ def _element_type(spec: TensorSpec) -> Any:
 
 def _value(spec: TensorSpec, array: Array) -> Any:
     if spec.datatype is DataType.BF16:
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), DataType.BF16.onnx_type)
+        # Not `ascontiguousarray`, which makes a vector of a scalar.
+        bits = np.asarray(array, order="C")
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, DataType.BF16.onnx_type)
     return array
 
 
