@@ -140,6 +140,13 @@ def arrays(answer: Any) -> dict[str, Array]:
     }
 
 
+def words(*elements: str | bytes, shape: Sequence[int] | None = None) -> Array:
+    """An object array of these elements, for a BYTES tensor."""
+    array = np.empty(len(elements), dtype=object)
+    array[:] = elements
+    return array if shape is None else array.reshape(shape)
+
+
 def raw(array: Array) -> bytes:
     """The wire form of an array's elements."""
     return encode_bytes(array) if array.dtype == object else np.ascontiguousarray(array).tobytes()

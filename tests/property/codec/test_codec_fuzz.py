@@ -16,8 +16,8 @@ from service.frontend.codec.wire import delimited, varint
 from service.pb.grpc_service_pb2 import ModelInferRequest
 from service.tensor import DataType
 from tests.property.codec.messages import Sent, sent_requests
-from tests.support.client import request
-from tests.unit.frontend.served import FakeRepository, model, spec, words
+from tests.support.client import request, words
+from tests.unit.frontend.served import FakeRepository, model, spec
 
 MUTATIONS = 20_000
 SEED = 20_240_229

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from service.engine.buffers import batch_output
 from service.errors import ModelNotReady, UnknownModel
 from service.request import BatchOutput, ShapeClass
@@ -65,10 +63,3 @@ def model(*inputs: TensorSpec, name: str = "m", max_batch_size: int = 8, **more:
 def output(declared: TensorSpec, array: Array, rows: int) -> BatchOutput:
     """An output of a batch of `rows`, as the engine hands it over."""
     return batch_output(declared, array, rows)
-
-
-def words(*elements: str | bytes, shape: tuple[int, ...] | None = None) -> Array:
-    """An object array of these elements."""
-    array = np.empty(len(elements), dtype=object)
-    array[:] = elements
-    return array if shape is None else array.reshape(shape)

@@ -12,8 +12,8 @@ from service.frontend.codec import decode as decode_module
 from service.frontend.codec.decode import Decoded, Decoder
 from service.frontend.codec.wire import delimited
 from service.pb.grpc_service_pb2 import ModelInferRequest
-from tests.support.client import request
-from tests.unit.frontend.served import FakeModel, FakeRepository, model, spec, words
+from tests.support.client import request, words
+from tests.unit.frontend.served import FakeModel, FakeRepository, model, spec
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 

@@ -12,8 +12,8 @@ from service.frontend.codec import encode as encode_module
 from service.frontend.codec.encode import encode
 from service.frontend.codec.plan import RequestPlan, make_plan
 from service.pb.grpc_service_pb2 import ModelInferRequest, ModelInferResponse
-from tests.support.client import arrays
-from tests.unit.frontend.served import FakeModel, model, output, spec, words
+from tests.support.client import arrays, words
+from tests.unit.frontend.served import FakeModel, model, output, spec
 
 ROWS = spec("rows")
 TOTAL = spec("total", "INT64", (2,), batched=False)
