@@ -61,7 +61,7 @@ class Admission:
             forecast = int(eagerness * lane.arrivals_within(free_ns - now_ns))
         count = lane.doomed(free_ns, forecast)
         # When nobody would make it nobody is in anybody's way: the batch before may yet end sooner than predicted.
-        if not count or count == lane.count:
+        if not count or (count == lane.count and not forecast):
             return NOTHING
         refused: list[Refusal] = []
         for request in lane.pop(count):

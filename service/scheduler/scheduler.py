@@ -183,10 +183,15 @@ class Scheduler:
         start_ns = max(now_ns + self._lead_ns, state.free_at(now_ns))
         refused: list[Refusal] = []
         held: dict[Lane, int] = {}
-        while True:
+        looked_again = False
+        while True:  # every turn dispatches, holds one more lane, or is the one second look
             lane = self._choose(device, start_ns, now_ns, held, refused)
             if lane is None:
-                break
+                # Requests just given up may have become best effort: those lanes were not looked at.
+                if looked_again or not any(other.dirty for other in device.active):
+                    break
+                looked_again = True
+                continue
             until_ns = self._hold_ns(lane)
             if until_ns <= start_ns:
                 return self._dispatch(state, lane, start_ns, now_ns, refused)
