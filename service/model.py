@@ -19,20 +19,10 @@ from service.config.model import ModelConfig
 from service.engine.buffers import batch_output
 from service.engine.pool import Executed, Instance, SessionPool
 from service.engine.runtime import Runtime
-from service.errors import (
-    DeadlineUnreachable,
-    Draining,
-    ExecutionFailed,
-    Expired,
-    ModelNotReady,
-    OutOfMemory,
-    Overloaded,
-    QueueFull,
-    ServiceError,
-)
+from service.errors import Draining, ExecutionFailed, ModelNotReady, OutOfMemory, Overloaded, ServiceError
 from service.logs import IncidentLimiter
 from service.metrics import ModelMetrics, ModelShard, ModelState
-from service.request import BatchOutput, InferenceRequest, OutputPart, ShapeClass
+from service.request import BatchOutput, InferenceRequest, OutputPart, ShapeClass, halves, refusal_error
 from service.scheduler import Dispatch, LatencyModel, QueuePolicy, Refusal, RefusalReason, Segment
 from service.tensor import element_count
 
@@ -71,10 +61,13 @@ class Model:
         self._runtime = runtime
         self._shapes: dict[tuple[object, ...], ShapeClass] = {}
         self._open = True
+        # Held to decide who answers a request, never while answering.
+        self._claiming = threading.Lock()
         # One shard for each thread that records: shards have a single writer.
         self._shards: dict[int, ModelShard] = {}
         self._incidents = IncidentLimiter()
         self._incidents_lock = threading.Lock()
+        self._last_rows = 1
         self.load_ns: int | None = None
         self.queue = runtime.add(policy, latency)
 
@@ -114,23 +107,43 @@ class Model:
     def submit(self, request: InferenceRequest) -> None:
         """Queue a request. It is answered exactly once, perhaps before this returns, through its responder."""
         request.payload = self
-        if self._open:
-            for refusal in self._runtime.enqueue(self.queue, request, request.arrival_ns):
+        refusals = self._runtime.enqueue(self.queue, request, request.arrival_ns) if self._open else None
+        if refusals is not None:
+            for refusal in refusals:
                 refusal.request.payload.refuse(refusal)
         else:
             self._fail(request, ModelNotReady(f"model '{self.name}' version {self.version} is not at ready state"))
 
     def cancel(self, request: InferenceRequest) -> None:
         """The client is gone: a request still queued leaves the queue at once; a running one is dropped when done."""
-        if self._runtime.cancel(request):
+        if self._runtime.cancel(request) and self._claim(request):
             self._shard().record_cancelled(request.arrival_ns, now_ns(), request.deadline_ns)
+
+    @property
+    def usual_batch(self) -> int:
+        """Rows of the last batch: about what its device will take next."""
+        return self._last_rows
+
+    def offered(self) -> tuple[int, int]:
+        """Requests that came to the queue so far, and those of them refused for want of time."""
+        queue = self.queue
+        refused = sum(queue.refused.values())
+        at_the_door = queue.refused[RefusalReason.QUEUE_FULL] + queue.refused[RefusalReason.UNREACHABLE]
+        return queue.accepted + at_the_door, refused
+
+    def record_unseen(self, count: int, at_ns: int) -> None:
+        """Count requests that were refused before it was known for certain that they were for this model."""
+        shard = self._shard()
+        for _ in range(count):
+            shard.record_refusal(Overloaded.reason, at_ns, at_ns)
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer a request that will not be run, with the reason and when to try again."""
         request = refusal.request
         assert isinstance(request, InferenceRequest)
-        error = _refusal_error(self, refusal, request)
-        request.answered = True
+        if not self._claim(request):
+            return  # the rows of it that did run have failed already
+        error = refusal_error(f"model '{self.name}' version {self.version}", refusal)
         self._shard().record_refusal(error.reason, request.arrival_ns, now_ns())
         self._incident("refusing requests", reason=error.reason, detail=error)
         request.responder.fail(request, error)
@@ -143,6 +156,12 @@ class Model:
         instance = pool.acquire()
         try:
             return self._execute(dispatch, instance)
+        except Exception as error:
+            # The worker serves every model of the device: whatever went wrong ends here, with this batch.
+            log.exception("a batch could not be answered", extra={"model": self.name, "version": self.version})
+            for segment in dispatch.segments:
+                self._give_up(segment, ExecutionFailed(f"unexpected {type(error).__name__}: {error}"))
+            return None, 0
         finally:
             pool.release(instance)
 
@@ -154,6 +173,7 @@ class Model:
             self._retry_split(dispatch, segments, instance, error)
             return None, 0
         answered = self._answer(segments, executed.outputs)
+        self._last_rows = dispatch.rows
         done_ns = now_ns()
         record = BatchRecord(
             dispatch.slot.device,
@@ -188,6 +208,7 @@ class Model:
             assert isinstance(request, InferenceRequest)
             if segment.rows == request.rows:
                 request.responder.answer(request, outputs, first_row)
+                request.answered = True
                 answered.append(request)
             elif self._collect(request, segment, outputs, first_row):
                 answered.append(request)
@@ -195,26 +216,33 @@ class Model:
         return answered
 
     def _collect(self, request: InferenceRequest, segment: Segment, outputs: list[BatchOutput], first_row: int) -> bool:
-        """Keep the rows of one chunk of an oversize request; answer it when all chunks are there."""
-        if request.answered:
-            return False  # refused or failed while this chunk was running
-        if request.parts is None:
-            request.parts = []
-        parts = request.parts
+        """Keep the rows of one chunk of a request run in parts; answer it when all chunks are there."""
+        for spec, output in zip(self.outputs, outputs, strict=True):
+            if spec.batched and not output.spec.batched:
+                reason = f"output '{spec.name}' has shape {list(output.shape)} for {segment.rows} rows"
+                advice = f"send fewer than {request.rows} rows at a time, since the parts cannot be put together"
+                self._give_up(segment, ExecutionFailed(f"{reason}; {advice}"))
+                return False
         rows = slice(first_row, first_row + segment.rows)
         arrays = [o.array[rows].copy() if o.spec.batched else o.array.copy() for o in outputs]
-        parts.append(OutputPart(segment.first_row, segment.rows, arrays))
-        if sum(part.rows for part in parts) < request.rows:
-            return False
+        # Chunks of one request may end on several threads at once.
+        with self._claiming:
+            if request.answered:
+                return False  # refused or failed while this chunk was running
+            parts = request.parts = request.parts or []
+            parts.append(OutputPart(segment.first_row, segment.rows, arrays))
+            if sum(part.rows for part in parts) < request.rows:
+                return False
+            request.parts = None
+        # All chunks are here: from now on nobody else touches the request.
         parts.sort(key=lambda part: part.first_row)
         whole: list[BatchOutput] = []
         for i, output in enumerate(outputs):
             pieces = [part.arrays[i] for part in parts]
             array = np.concatenate(pieces) if output.spec.batched else pieces[0]
             whole.append(batch_output(output.spec, array, request.rows))
-        request.parts = None
-        request.answered = True
         request.responder.answer(request, whole, 0)
+        request.answered = True
         return True
 
     # ---------------------------------------------------------------- when it fails
@@ -223,21 +251,20 @@ class Model:
         self, dispatch: Dispatch, segments: Sequence[Segment], instance: Instance, error: ServiceError
     ) -> None:
         """Run a failed batch again in halves, each half in halves again, until only what fails by itself is left."""
-        if len(segments) == 1:
-            request = segments[0].request
-            assert isinstance(request, InferenceRequest)
-            if not request.answered:
-                # The other chunks of an oversize request are of no use any more.
-                self._runtime.cancel(request)
-                self._incident("execution failed", reason=error.reason, detail=error)
-                self._fail(request, _with_model(self, error))
+        rows = sum(segment.rows for segment in segments)
+        smaller = isinstance(error, OutOfMemory) and rows > 1 and self.config.joins_requests
+        if len(segments) == 1 and not smaller:
+            self._incident("execution failed", reason=error.reason, detail=error)
+            self._give_up(segments[0], error)
             return
-        if isinstance(error, OutOfMemory):
-            rows = max(1, sum(segment.rows for segment in segments) // 2)
-            self._runtime.lower_cap(self.queue, segments[0].request, rows)
-            self._incident("out of device memory: smaller batches from now on", rows=rows, device=dispatch.slot.device)
-        middle = len(segments) // 2
-        for half in (segments[:middle], segments[middle:]):
+        if smaller:
+            self._runtime.lower_cap(self.queue, segments[0].request, rows // 2)
+            self._incident(
+                "out of device memory: smaller batches from now on", rows=rows // 2, device=dispatch.slot.device
+            )
+        for half in halves(segments):
+            if len(half) == 1 and half[0].request.answered:  # type: ignore[attr-defined]
+                continue  # another part of it has failed
             rows = sum(segment.rows for segment in half)
             try:
                 executed = instance.run(half, rows, rows)
@@ -263,6 +290,21 @@ class Model:
         )
         self._shard().record_batch(record, answered)
 
+    def _give_up(self, segment: Segment, error: ServiceError) -> None:
+        """Fail the request of a segment, unless it has its answer; its other parts are of no use any more."""
+        request = segment.request
+        assert isinstance(request, InferenceRequest)
+        if self._claim(request):
+            self._runtime.cancel(request)
+            self._fail(request, _with_model(self, error))
+
+    def _claim(self, request: InferenceRequest) -> bool:
+        """Whether the caller is the one to answer a request: the first who asks."""
+        with self._claiming:
+            first = not request.answered
+            request.answered = True
+        return first
+
     def _fail(self, request: InferenceRequest, error: ServiceError) -> None:
         request.answered = True
         self._shard().record_failure(error.reason, request.arrival_ns, now_ns())
@@ -285,35 +327,20 @@ class Model:
 
     # ---------------------------------------------------------------- the way out
 
+    def idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return self._runtime.idle(self.queue)
+
     def close(self) -> None:
         """Accept nothing new and hand back what is queued; running batches finish."""
         self._open = False
         for request in self._runtime.remove(self.queue):
             assert isinstance(request, InferenceRequest)
-            self._fail(request, Draining(f"model '{self.name}' version {self.version} is unloading", NS_PER_MS))
+            if self._claim(request):
+                self._fail(request, Draining(f"model '{self.name}' version {self.version} is unloading", NS_PER_MS))
 
 
 def _with_model(model: Model, error: ServiceError) -> ServiceError:
     """The engine's error, naming the model."""
     message = f"model '{model.name}' version {model.version} failed on this request: {error}"
     return OutOfMemory(message) if isinstance(error, OutOfMemory) else ExecutionFailed(message)
-
-
-def _refusal_error(model: Model, refusal: Refusal, request: InferenceRequest) -> ServiceError:
-    """The error that tells a client why, in numbers it can act on."""
-    wait_ms = refusal.predicted_wait_ns / NS_PER_MS
-    budget_ms = (request.deadline_ns - request.arrival_ns) / NS_PER_MS
-    name = f"model '{model.name}' version {model.version}"
-    if refusal.reason is RefusalReason.UNREACHABLE:
-        return DeadlineUnreachable(
-            f"{name}: {request.rows} rows need {wait_ms:.1f} ms even on an idle server, "
-            f"the deadline leaves {budget_ms:.1f} ms"
-        )
-    if refusal.reason is RefusalReason.EXPIRED:
-        return Expired(f"Request timeout expired: {name} did not reach the request within its {budget_ms:.1f} ms")
-    if refusal.reason is RefusalReason.QUEUE_FULL:
-        return QueueFull(f"Exceeds maximum queue size of {name}", refusal.retry_after_ns)
-    return Overloaded(
-        f"{name} is overloaded: the answer would take {wait_ms:.1f} ms, the deadline leaves {budget_ms:.1f} ms",
-        refusal.retry_after_ns,
-    )

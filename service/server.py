@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -35,8 +36,11 @@ log = logging.getLogger(__name__)
 
 # How often a draining server looks whether its last request has been answered.
 _DRAIN_POLL_S = 0.005
-# What is left to do after the last answer: closing connections and threads.
+# What is left to do after the last answer: sending it, closing connections and threads.
+_FLUSH_S = 0.5
 _STOP_S = 5.0
+# How long a batch that is running when everybody else is gone may take to end.
+_LAST_BATCH_S = 1.0
 
 
 class PortError(Exception):
@@ -54,7 +58,7 @@ class Server:
             settings.device, settings.cpu_run_slots, settings.gpu_run_slots, settings.cpu_threads_per_slot
         )
         share_threads(settings.cpu_threads_per_slot)
-        self._runtime = Runtime(self.devices.all)
+        self._runtime = Runtime(self.devices.all, settings.compute_niceness)
         loader = Loader(
             self._runtime,
             self.devices,
@@ -78,7 +82,12 @@ class Server:
         )
         self._handler = InferenceHandler(self.repository, self.registry)
         self._ingress = Ingress(
-            self._grpc, INFER_METHOD, self._handler, settings.max_in_flight, settings.max_in_flight_bytes
+            self._grpc,
+            INFER_METHOD,
+            self._handler,
+            settings.max_in_flight,
+            settings.max_in_flight_bytes,
+            self._handler.gate,
         )
         self._health = Health(self._stream_pool)
         self._health.register(self._grpc)
@@ -117,10 +126,15 @@ class Server:
             extra={"host": settings.host, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port or "off"},
         )
 
-    def load(self, progress: LoadProgress) -> bool:
-        """Load the models and become ready; False when the settings forbid to serve what is there."""
+    def load(self, progress: LoadProgress, stopping: Callable[[], bool] = lambda: False) -> bool:
+        """Load the models and become ready; False when the settings forbid to serve what is there.
+
+        When `stopping` comes true, loading ends after the present model, and the server does not become ready.
+        """
         start_ns = now_ns()
-        self.repository.load_all(progress, self._settings.load_parallelism)
+        self.repository.load_all(progress, self._settings.load_parallelism, stopping)
+        if stopping():
+            return True
         self._health.models(self.repository.names())
         failed = self.repository.failed()
         if failed and self._settings.exit_on_error:
@@ -150,23 +164,31 @@ class Server:
         log.info("draining", extra={"in_flight": in_flight, "grace_period_s": self._settings.grace_period_s})
         end_ns = now_ns() + int(self._settings.grace_period_s * NS_PER_S)
         pause = threading.Event()
+        # Calls alone do not tell: those of clients that go on sending come and go. Idle must be seen twice, for a
+        # request may be on its way from the handler into the queue.
+        idle = False
         while self._ingress.calls > 0 and now_ns() < end_ns:
+            before, idle = idle, self.repository.idle()
+            if before and idle:
+                return
             pause.wait(_DRAIN_POLL_S)
         if self._ingress.calls > 0:
             log.warning("grace period over", extra={"in_flight": self._ingress.calls})
 
-    def stop(self) -> None:
-        """Close everything. Calls that are still open are cancelled."""
+    def stop(self) -> bool:
+        """Close everything; calls that are still open are cancelled. False when a batch is running that does not
+        end."""
         self.repository.close()
-        self._grpc.stop(grace=0).wait(_STOP_S)
+        self._grpc.stop(grace=_FLUSH_S).wait(_FLUSH_S + _STOP_S)
         self._ingress.stop(_STOP_S)
-        self._runtime.stop()
+        ended = self._runtime.stop(_LAST_BATCH_S)
         if self._metrics is not None:
             self._metrics.stop()
         self._control_pool.shutdown(wait=False, cancel_futures=True)
         self._stream_pool.shutdown(wait=False, cancel_futures=True)
         self.state.enter(Phase.STOPPED)
         log.info("stopped")
+        return ended
 
 
 def run(settings: Settings, progress: LoadProgress, stopping: threading.Event | None = None) -> int:
@@ -181,7 +203,7 @@ def run(settings: Settings, progress: LoadProgress, stopping: threading.Event | 
         return 1
     code = 0
     try:
-        if not server.load(progress):
+        if not server.load(progress, stop.is_set):
             log.error("stopping: a model failed to load and exit_on_error is set")
             code = 1
         else:
@@ -190,7 +212,11 @@ def run(settings: Settings, progress: LoadProgress, stopping: threading.Event | 
         log.error("cannot read the model repository", extra={"reason": str(error)})
         code = 1
     server.drain()
-    server.stop()
+    if not server.stop():
+        log.warning("a batch is still running; the process ends without waiting for it")
+        # A normal exit would take the runtime apart under the thread that is running it.
+        logging.shutdown()
+        os._exit(code)
     return code
 
 

@@ -7,6 +7,8 @@ waiting for wakes it. Thousands of models need no more threads than their device
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Protocol
@@ -56,10 +58,12 @@ class _Worker:
 class Runtime:
     """The scheduler of this process, its lock and its workers."""
 
-    def __init__(self, devices: Sequence[Device]) -> None:
+    def __init__(self, devices: Sequence[Device], niceness: int = 0) -> None:
+        self._niceness = niceness
         slots = [Slot(device.name, index) for device in devices for index in range(device.slots)]
         self._scheduler = Scheduler(slots)
         self._workers = {slot: _Worker(slot) for slot in slots}
+        self._devices = tuple(device.name for device in devices)
         self._lock = threading.Lock()
         self._stopping = False
 
@@ -71,15 +75,17 @@ class Runtime:
             )
             worker.thread.start()
 
-    def stop(self) -> None:
-        """End the workers after the batches they are running."""
+    def stop(self, timeout_s: float) -> bool:
+        """End the workers after the batches they are running; False when one still runs after `timeout_s`."""
         with self._lock:
             self._stopping = True
             for worker in self._workers.values():
                 self._wake(worker)
-        for worker in self._workers.values():
-            if worker.thread is not None:
-                worker.thread.join()
+        end_ns = now_ns() + int(timeout_s * NS_PER_S)
+        threads = [worker.thread for worker in self._workers.values() if worker.thread is not None]
+        for thread in threads:
+            thread.join(max(0, end_ns - now_ns()) / NS_PER_S)
+        return not any(thread.is_alive() for thread in threads)
 
     def add(self, policy: QueuePolicy, latency: LatencyModel) -> ModelQueue:
         """Begin to schedule a model. The `payload` of every request queued for it is its `Executor`."""
@@ -91,9 +97,19 @@ class Runtime:
         with self._lock:
             return self._scheduler.remove_queue(queue)
 
-    def enqueue(self, queue: ModelQueue, request: QueuedRequest, now: int) -> Sequence[Refusal]:
-        """Queue a request. The refusals it causes, perhaps its own, are the caller's to answer."""
+    def idle(self, queue: ModelQueue) -> bool:
+        """Whether nothing of a model waits or runs."""
         with self._lock:
+            return queue.pending_requests == 0 and not any(queue.running.values())
+
+    def enqueue(self, queue: ModelQueue, request: QueuedRequest, now: int) -> Sequence[Refusal] | None:
+        """Queue a request. The refusals it causes, perhaps its own, are the caller's to answer.
+
+        None: the queue was removed, and the request is not queued.
+        """
+        with self._lock:
+            if queue.closed:
+                return None
             refused = self._scheduler.enqueue(queue, request, now)
             slot = self._scheduler.idle_slot(queue)
             if slot is not None:
@@ -109,6 +125,13 @@ class Runtime:
         """The device ran out of memory: never batch requests of this shape above `rows` again."""
         with self._lock:
             self._scheduler.lower_cap(queue, request.shape, rows)
+
+    def _wake_spares(self) -> None:
+        """After a dispatch: an arrival wakes one worker, which may have left work behind that others can do."""
+        for device in self._devices:
+            slot = self._scheduler.spare_slot(device)
+            if slot is not None:
+                self._wake(self._workers[slot])
 
     def _wake(self, worker: _Worker) -> None:
         if worker.sleeping:
@@ -126,6 +149,7 @@ class Runtime:
             worker.wake.acquire()
 
     def _work(self, worker: _Worker) -> None:
+        yield_to_front_end(self._niceness)
         scheduler, slot, lock = self._scheduler, worker.slot, self._lock
         done: tuple[Dispatch, int | None, int] | None = None
         while True:
@@ -138,7 +162,9 @@ class Runtime:
                 if self._stopping:
                     return
                 step = scheduler.next_step(slot, now)
-                if not isinstance(step, Dispatch) and not step.refused:
+                if isinstance(step, Dispatch):
+                    self._wake_spares()
+                elif not step.refused:
                     worker.sleeping = True
             for refusal in step.refused:
                 executor_of(refusal.request).refuse(refusal)
@@ -155,3 +181,14 @@ def executor_of(request: QueuedRequest) -> Executor:
     """Who runs and answers a request: its payload."""
     executor: Executor = request.payload
     return executor
+
+
+def yield_to_front_end(niceness: int) -> None:
+    """Let other threads of this process run before the calling one when cores are short.
+
+    Refusing a request takes microseconds and computing a batch milliseconds: on a shared core the former must not wait
+    for the latter, or deadlines are measured from the wrong moment. Linux gives each thread its own niceness; elsewhere
+    nothing is changed. Threads started by the calling one inherit it.
+    """
+    if niceness > 0 and sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from service.clock import NEVER_NS, NS_PER_MS, now_ns
-from service.errors import Draining, ServiceError
+from service.errors import Draining, Overloaded, ServiceError
 from service.frontend.call import Call
 from service.frontend.codec.decode import Decoder
 from service.frontend.codec.encode import encode
+from service.frontend.thinning import WINDOW_NS, ModelLoad, Thinning
 from service.metrics import MetricsRegistry
+from service.model import Model
 from service.repository.repository import ModelRepository
 from service.request import BatchOutput, InferenceRequest
 
@@ -33,6 +35,47 @@ class InferenceHandler:
         self._registry = registry
         self._trace = log.isEnabledFor(logging.DEBUG)
         self.accepting = True
+        self._thinning = Thinning()
+        self._window_end_ns = 0
+        self._thinned = 0
+        # Models that had requests in this window, and what had become of their requests when it began.
+        self._seen: dict[Model, tuple[int, int]] = {}
+
+    def gate(self) -> ServiceError | None:
+        """Why to refuse the next call before its message is read; None to read it. Called on the ingress thread."""
+        at_ns = now_ns()
+        if at_ns >= self._window_end_ns:
+            self._next_window(at_ns)
+        if self._thinning.share and self._thinning.refuses() and self._all_have_work():
+            self._thinned += 1
+            return Overloaded("the server is overloaded: the models asked for refuse most requests", WINDOW_NS)
+        return None
+
+    def _all_have_work(self) -> bool:
+        """Whether every model in demand has more waiting than its next batch takes."""
+        return all(model.queue.pending_rows >= model.usual_batch for model in self._seen)
+
+    def _next_window(self, at_ns: int) -> None:
+        self._window_end_ns = at_ns + WINDOW_NS
+        if not self._seen and not self._thinned:
+            return
+        loads = []
+        for model, (offered, refused) in self._seen.items():
+            offered_now, refused_now = model.offered()
+            loads.append(ModelLoad(offered_now - offered, refused_now - refused))
+        self._thinning.window(self._thinned, loads)
+        if self._thinned:
+            # They were meant for these models, in all likelihood in proportion to what these refused.
+            total = max(1, sum(load.refused for load in loads))
+            for model, load in zip(self._seen, loads, strict=True):
+                model.record_unseen(round(self._thinned * load.refused / total), at_ns)
+            self._thinned = 0
+        # A model without requests in the last window is no longer in demand.
+        self._seen = {
+            model: model.offered()
+            for model, load in zip(self._seen, loads, strict=True)
+            if load.arrived or load.refused
+        }
 
     def __call__(self, message: bytes, call: Call) -> None:
         arrival_ns = now_ns()
@@ -61,6 +104,8 @@ class InferenceHandler:
             decoded.request_id,
         )
         call.on_cancel = partial(model.cancel, request)
+        if model not in self._seen:
+            self._seen[model] = model.offered()
         model.submit(request)
 
     def answer(self, request: InferenceRequest, outputs: Sequence[BatchOutput], first_row: int) -> None:

@@ -31,12 +31,15 @@ _NO_FLAGS = 0
 # Deadlines further away than this are "no deadline": gRPC reports a missing one as infinity or the year 292277026596.
 _FAR_FUTURE_S = 10 * 365 * 86400.0
 
-_SEND_INITIAL_METADATA = cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS)
-_SEND_OK = cygrpc.SendStatusFromServerOperation(None, cygrpc.StatusCode.ok, b"", _NO_FLAGS)
+# Operations own C memory from the start of their batch to its completion: one object must never be in two batches.
+_SEND_INITIAL_METADATA = cygrpc.SendInitialMetadataOperation
+_SEND_MESSAGE = cygrpc.SendMessageOperation
+_SEND_STATUS = cygrpc.SendStatusFromServerOperation
 _RECEIVE_MESSAGE = cygrpc.ReceiveMessageOperation
 _RECEIVE_CLOSE = cygrpc.ReceiveCloseOnServerOperation
 
 _CODES: dict[grpc.StatusCode, Any] = {code: code.value[0] for code in grpc.StatusCode}
+_OK = _CODES[grpc.StatusCode.OK]
 
 
 def check_core(server: grpc.Server) -> Any:
@@ -73,16 +76,17 @@ class CoreCall:
     def reply(self, message: bytes) -> None:
         call = self._take()
         if call is not None:
-            call.start_server_batch(
-                (_SEND_INITIAL_METADATA, cygrpc.SendMessageOperation(message, _NO_FLAGS), _SEND_OK), self._answered
+            operations = (
+                _SEND_INITIAL_METADATA(None, _NO_FLAGS),
+                _SEND_MESSAGE(message, _NO_FLAGS),
+                _SEND_STATUS(None, _OK, b"", _NO_FLAGS),
             )
+            call.start_server_batch(operations, self._answered)
 
     def fail(self, error: ServiceError) -> None:
         call = self._take()
         if call is not None:
-            code, details, trailers = status_of(error)
-            status = cygrpc.SendStatusFromServerOperation(trailers, _CODES[code], details.encode(), _NO_FLAGS)
-            call.start_server_batch((_SEND_INITIAL_METADATA, status), self._answered)
+            call.start_server_batch((_SEND_INITIAL_METADATA(None, _NO_FLAGS), _error_status(error)), self._answered)
 
     def closed(self, cancelled: bool) -> bool:
         """The call ended on the wire; True when nobody had answered it, and now nobody can. The handler is told if it
@@ -97,8 +101,9 @@ class CoreCall:
         return abandoned
 
 
-def _ignore(_event: Any) -> None:
-    """The refusal was handed to the transport; nothing is left to do."""
+def _error_status(error: ServiceError) -> Any:
+    code, details, trailers = status_of(error)
+    return _SEND_STATUS(trailers, _CODES[code], details.encode(), _NO_FLAGS)
 
 
 class Ingress:
@@ -106,14 +111,23 @@ class Ingress:
 
     Construct before the server starts, `start` after, `stop` once the server has shut down. The queue ends only when no
     call can be answered any more: answering on a queue that has ended aborts the process. Calls beyond `max_calls` in
-    progress are refused before their message is read; a message that would bring those held beyond `max_bytes` is
-    refused when it has been read.
+    progress, and those for which `gate` has a reason, are refused before their message is read; a message that would
+    bring those held beyond `max_bytes` is refused when it has been read.
     """
 
-    def __init__(self, server: grpc.Server, method: str, handler: UnaryHandler, max_calls: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        server: grpc.Server,
+        method: str,
+        handler: UnaryHandler,
+        max_calls: int,
+        max_bytes: int,
+        gate: Callable[[], ServiceError | None] = lambda: None,
+    ) -> None:
         self._core = check_core(server)
         self._method = method
         self._handler = handler
+        self._gate = gate
         self._max_calls = max_calls
         self._max_bytes = max_bytes
         # Changed by the ingress thread only.
@@ -169,8 +183,11 @@ class Ingress:
             return
         self._request_call()
         core_call = event.call
-        if self.calls >= self._max_calls:
-            core_call.start_server_batch((_SEND_INITIAL_METADATA, _RECEIVE_CLOSE(_NO_FLAGS), self._too_many()), _ignore)
+        refusal = self._too_many() if self.calls >= self._max_calls else self._gate()
+        if refusal is not None:
+            operations = (_SEND_INITIAL_METADATA(None, _NO_FLAGS), _RECEIVE_CLOSE(_NO_FLAGS), _error_status(refusal))
+            core_call.start_server_batch(operations, self._on_answered)
+            self._unfinished += 1
             return
         self.calls += 1
         remaining_s = event.call_details.deadline - time.time()
@@ -209,8 +226,5 @@ class Ingress:
         except Exception as error:  # noqa: BLE001 - the boundary: the status table answers it, the thread lives on
             call.fail(as_service_error(error, f"serving {self._method}"))
 
-    def _too_many(self) -> Any:
-        code, details, trailers = status_of(
-            QueueFull(f"Exceeds maximum queue size: {self._max_calls} calls are in progress", NS_PER_MS)
-        )
-        return cygrpc.SendStatusFromServerOperation(trailers, _CODES[code], details.encode(), _NO_FLAGS)
+    def _too_many(self) -> ServiceError:
+        return QueueFull(f"Exceeds maximum queue size: {self._max_calls} calls are in progress", NS_PER_MS)

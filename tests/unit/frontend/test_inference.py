@@ -45,6 +45,11 @@ class SubmittingModel(FakeModel):
     submitted: list[InferenceRequest]
     cancelled: list[InferenceRequest]
 
+    __hash__ = object.__hash__
+
+    def offered(self) -> tuple[int, int]:
+        return len(self.submitted), 0
+
     def submit(self, submitted: InferenceRequest) -> None:
         self.submitted.append(submitted)
 

@@ -1,0 +1,68 @@
+"""Refusing before reading: how many calls to turn away unseen when nearly all of them would be refused anyway.
+
+Deep in overload the cost of saying no decides how much is still answered: a request that is read, decoded, queued and
+then refused costs two to three times what a call costs that is refused before its message is read. So when the models
+refuse most of what arrives, a share of the calls is refused at once, leaving `HEADROOM` times as many as are being
+served: enough to choose from, since the scheduler serves the newest requests it can.
+
+A call refused unseen could have been for any model. Therefore nothing is turned away unless every model that had
+requests lately is refusing a large share of them, and has more rows waiting than its device takes next.
+
+A value machine: it is told the time and what happened, and answers with a share between 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.clock import NS_PER_MS
+
+# How often the share is renewed: a few batches long, a fraction of the time in which people notice a change of load.
+WINDOW_NS = 50 * NS_PER_MS
+# Requests let through for each one served. Below about 1.3 batches run short in bursts, above 2 little is saved.
+HEADROOM = 1.6
+# A model counts as overloaded when it refuses at least this share of its requests.
+OVERLOADED = 0.3
+# However deep the overload, one call in twenty is read: without them nobody would notice its end.
+MAX_SHARE = 0.95
+# Weight of the newest window.
+STEP = 0.5
+
+
+@dataclass(slots=True)
+class ModelLoad:
+    """What became of one model's requests in a window: `arrived` of them, `refused` for want of time."""
+
+    arrived: int
+    refused: int
+
+
+class Thinning:
+    """The share of calls to refuse unseen."""
+
+    __slots__ = ("_credit", "share")
+
+    def __init__(self) -> None:
+        self.share = 0.0
+        self._credit = 0.0
+
+    def window(self, thinned: int, loads: Sequence[ModelLoad]) -> None:
+        """A window has passed: `thinned` calls were refused unseen, the others are in `loads`, one for each model."""
+        arrived = sum(load.arrived for load in loads)
+        kept = arrived - sum(load.refused for load in loads)
+        wanted = 0.0
+        if arrived and all(load.refused >= OVERLOADED * load.arrived for load in loads if load.arrived):
+            wanted = max(0.0, 1.0 - HEADROOM * max(kept, 0) / (arrived + thinned))
+        # Falling load ends the thinning at once; rising load is followed over a few windows.
+        self.share = min(MAX_SHARE, wanted if wanted < self.share else self.share + STEP * (wanted - self.share))
+
+    def refuses(self) -> bool:
+        """Whether to refuse the next call unseen. Spread evenly, without a random generator."""
+        if self.share <= 0.0:
+            return False
+        self._credit += self.share
+        if self._credit >= 1.0:
+            self._credit -= 1.0
+            return True
+        return False
