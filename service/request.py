@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from service.errors import ServiceError
-from service.scheduler import QueuedRequest
+from service.clock import NS_PER_MS
+from service.errors import DeadlineUnreachable, Expired, Overloaded, QueueFull, ServiceError
+from service.scheduler import QueuedRequest, Refusal, RefusalReason, Segment
 from service.tensor import Array, TensorSpec
 
 # What an input is kept as: raw bytes of a fixed-size datatype, or a flat object array of `str` for BYTES.
@@ -102,3 +103,34 @@ class InferenceRequest(QueuedRequest):
         self.request_id = request_id
         self.answered = False
         self.parts: list[OutputPart] | None = None
+
+
+def halves(segments: Sequence[Segment]) -> tuple[Sequence[Segment], Sequence[Segment]]:
+    """The first and the second half of a batch: of its requests, or of the rows when there is only one."""
+    middle = len(segments) // 2
+    if middle:
+        return segments[:middle], segments[middle:]
+    (only,) = segments
+    middle = only.rows // 2
+    first = Segment(only.request, only.first_row, middle)
+    return [first], [Segment(only.request, only.first_row + middle, only.rows - middle)]
+
+
+def refusal_error(name: str, refusal: Refusal) -> ServiceError:
+    """The error that tells a client of model `name` why it was refused, in numbers it can act on."""
+    request = refusal.request
+    wait_ms = refusal.predicted_wait_ns / NS_PER_MS
+    budget_ms = (request.deadline_ns - request.arrival_ns) / NS_PER_MS
+    if refusal.reason is RefusalReason.UNREACHABLE:
+        return DeadlineUnreachable(
+            f"{name}: {request.rows} rows need {wait_ms:.1f} ms even on an idle server, "
+            f"the deadline leaves {budget_ms:.1f} ms"
+        )
+    if refusal.reason is RefusalReason.EXPIRED:
+        return Expired(f"Request timeout expired: {name} did not reach the request within its {budget_ms:.1f} ms")
+    if refusal.reason is RefusalReason.QUEUE_FULL:
+        return QueueFull(f"Exceeds maximum queue size of {name}", refusal.retry_after_ns)
+    return Overloaded(
+        f"{name} is overloaded: the answer would take {wait_ms:.1f} ms, the deadline leaves {budget_ms:.1f} ms",
+        refusal.retry_after_ns,
+    )
