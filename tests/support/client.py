@@ -10,6 +10,7 @@ Arrays are NumPy arrays of the datatype's own type; BF16 elements are uint16 bit
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -86,6 +87,14 @@ class Client:
     def statistics(self, name: str = "", version: str = "") -> Any:
         """The `ModelStatistics` message of the first model version found."""
         return self.call("ModelStatistics", name=name, version=version).model_stats[0]
+
+
+def settled(client: Client, model: str, executions: int) -> Any:
+    """The statistics of `model` once they count this many executions: a batch is counted after it is answered."""
+    end = time.monotonic() + TIMEOUT_S
+    while (statistics := client.statistics(model)).execution_count < executions:
+        assert time.monotonic() < end, f"{statistics.execution_count} executions of '{model}', not {executions}"
+    return statistics
 
 
 def request(
