@@ -103,10 +103,12 @@ class Loader:
             if config.joins_requests:
                 config, note = check_batching(instances[0], config, sample, explicit)
                 notes += note
-            digest = digest or model_digest([path, *(path.parent / f for f in graph.external_files)])
-            found, from_cache = self._measure(instances[0], config, place, digest, sample)
             for other in instances[1:]:
                 first_run(other, config, [sample])
+            if self._budget_ns(config) == 0:
+                continue
+            digest = digest or model_digest([path, *(path.parent / f for f in graph.external_files)])
+            found, from_cache = self._measure(instances[0], config, place, digest, sample)
             # The slower device is the safe assumption for a queue that both serve.
             measured = found if measured is None or _slower(found, measured) else measured
         policy, limit_note = queue_policy(config, [p.device for p in placed], _count(placed), measured)
@@ -155,12 +157,16 @@ class Loader:
             raise ConfigError(f"{path}.gpus", f"there is no GPU {missing[0]}; there are {names(self._devices.gpus)}")
         return [known[gpu] for gpu in group.gpus]
 
+    def _budget_ns(self, config: ModelConfig) -> int:
+        """What may be spent on measuring a model; 0 = it is not measured, requests teach."""
+        stated_ns = config.objective.profile_budget_ns
+        return self._options.profile_budget_ns if stated_ns is None else stated_ns
+
     def _measure(
         self, instance: Instance, config: ModelConfig, place: _Placed, digest: str, sample: Sample
     ) -> tuple[Measured, bool]:
         max_rows = config.max_batch_size if config.batched else 1
         objective = config.objective
-        budget_ns = objective.profile_budget_ns
         plan = plan_session(config, place.device)
         try:
             return profile(
@@ -169,7 +175,7 @@ class Loader:
                 sample,
                 max_rows,
                 objective.slo_ns,
-                self._options.profile_budget_ns if budget_ns is None else budget_ns,
+                self._budget_ns(config),
                 self._options.profile_cache,
                 profile_key(digest, plan, sample, max_rows, objective.slo_ns),
             )

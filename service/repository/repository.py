@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,9 +136,10 @@ class ModelRepository:
 
     # ---------------------------------------------------------------- loading
 
-    def load_all(self, progress: LoadProgress, parallelism: int) -> None:
+    def load_all(self, progress: LoadProgress, parallelism: int, stopping: Callable[[], bool]) -> None:
         """Load what the directories hold, `parallelism` models at a time. Raises `ModelLoadError` only when a
-        directory cannot be read; a model that fails is reported and skipped."""
+        directory cannot be read; a model that fails is reported and skipped. No further model is begun once `stopping`
+        says so."""
         found = scan(self._directories)
         for warning in found.warnings:
             log.warning("not served", extra={"path": str(warning.path), "reason": warning.message})
@@ -150,7 +151,8 @@ class ModelRepository:
         for entry in hopeless:
             progress.failed(entry.name, "" if entry.version is None else str(entry.version), entry.reason)
         with ThreadPoolExecutor(parallelism, thread_name_prefix="load") as pool:
-            for future in [pool.submit(self._load, model, version, progress) for model, version in jobs]:
+            futures = [pool.submit(self._load, model, version, progress, stopping) for model, version in jobs]
+            for future in futures:
                 future.result()
         progress.finished()
 
@@ -173,14 +175,20 @@ class ModelRepository:
             self._entries[model.name] = entries
         return [(model, files) for files in model.versions if files.version in wanted]
 
-    def _load(self, model: ModelFiles, version: VersionFiles, progress: LoadProgress) -> None:
+    def _load(
+        self, model: ModelFiles, version: VersionFiles, progress: LoadProgress, stopping: Callable[[], bool]
+    ) -> None:
+        if stopping():
+            return
         entry = self._entries[model.name][version.version]
         entry.state = transition(entry.state, Event.LOAD)
         name, number = model.name, str(version.version)
         try:
             loaded = self._loader.load(model, version)
-        except ModelLoadError as error:
-            entry.reason = str(error)
+        except Exception as error:
+            if not isinstance(error, ModelLoadError):
+                log.error("unexpected error while loading model '%s' version %s", name, number, exc_info=error)
+            entry.reason = str(error) or type(error).__name__
             entry.state = transition(entry.state, Event.FAILED)
             progress.failed(name, number, entry.reason)
             return
@@ -199,6 +207,10 @@ class ModelRepository:
             self._ready = {**self._ready, model.name: versions}
             self.generation += 1
             entry.state = transition(entry.state, Event.LOADED)
+
+    def idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return all(model.idle() for model in self.ready_models())
 
     def close(self) -> None:
         """Stop scheduling every model; what is still queued is answered as refused."""
