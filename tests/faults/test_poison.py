@@ -21,6 +21,7 @@ from tests.support.server import RunningServer, running_server
 REQUESTS = 16
 # The device is kept busy for as long as the requests of a test need to arrive, a hundred times over.
 BUSY_S = 1.0
+TRIES = 4
 PENDING = 'nv_inference_pending_request_count{model="poison",version="1"}'
 
 
@@ -70,15 +71,25 @@ def batch_counts(statistics: Any) -> dict[int, int]:
     return {b.batch_size: b.compute_infer.count for b in statistics.batch_stats}
 
 
-def send_together(server: RunningServer, client: Client, turns: int, indices: list[list[int]]) -> list[Any]:
-    """Send requests of these rows while the device is busy, so that they wait together; their futures, in order."""
-    blocker = client.infer_future(busy(turns))
-    futures = [client.infer_future(request("poison", {"index": np.array(i, np.int64).reshape(-1, 1)})) for i in indices]
-    while pending(server) < len(indices):
-        assert not blocker.done(), "the device was not busy for long enough"
-    assert not any(future.done() for future in futures)
-    blocker.result()
-    return futures
+def send_together(server: RunningServer, client: Client, turns: int, indices: list[list[int]]) -> tuple[Any, list[Any]]:
+    """Send requests of these rows while the device is busy, so that they wait together; the statistics before they
+    run, and their futures, in order. A machine that is slow now gets more time in another try."""
+    for attempt in range(TRIES):
+        blocker = client.infer_future(busy(turns << attempt))
+        futures = [
+            client.infer_future(request("poison", {"index": np.array(rows, np.int64).reshape(-1, 1)}))
+            for rows in indices
+        ]
+        while pending(server) < len(indices) and not blocker.done():
+            pass
+        # The worker is busy: everything that ran before has been counted.
+        before = client.statistics("poison")
+        waiting = pending(server) == len(indices)
+        if waiting and not blocker.done():
+            return before, futures
+        blocker.result()
+        outcomes(futures)
+    raise AssertionError(f"the device was not busy for long enough in {TRIES} tries")
 
 
 def outcomes(futures: list[Any]) -> list[Any]:
@@ -98,10 +109,10 @@ def test_one_poisoned_request_of_sixteen_fails_alone(
 ) -> None:
     """Sixteen requests share a batch, one is poisoned: fifteen right answers, one error, and the batch was halved until
     only the poisoned one was left."""
-    before = client.statistics("poison")
     indices = [[i] for i in range(REQUESTS)]
     indices[position] = [1000]
-    results = outcomes(send_together(server, client, turns, indices))
+    before, futures = send_together(server, client, turns, indices)
+    results = outcomes(futures)
     session = open_session(model_file(repository / "poison"))
     for i, result in enumerate(results):
         if i == position:
@@ -126,7 +137,7 @@ def test_two_poisoned_requests_fail_and_their_neighbours_do_not(
     indices = [[i, i + 1, i + 2] for i in range(10)]
     indices[2][1] = 64
     indices[9][2] = -65
-    results = outcomes(send_together(server, client, turns, indices))
+    results = outcomes(send_together(server, client, turns, indices)[1])
     session = open_session(model_file(repository / "poison"))
     for i, result in enumerate(results):
         if i in (2, 9):
@@ -141,7 +152,8 @@ def test_a_batch_of_poison_fails_whole_and_the_server_goes_on(
     server: RunningServer, client: Client, turns: int
 ) -> None:
     """Each gets its own error; the next request is answered as if nothing had been."""
-    results = outcomes(send_together(server, client, turns, [[100 + i] for i in range(REQUESTS)]))
+    _, futures = send_together(server, client, turns, [[100 + i] for i in range(REQUESTS)])
+    results = outcomes(futures)
     for i, result in enumerate(results):
         assert isinstance(result, grpc.RpcError)
         assert str(100 + i) in result.details()
