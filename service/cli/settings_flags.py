@@ -27,7 +27,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "control_threads",
         "grace_period_s",
     ),
-    "devices": ("device", "cpu_run_slots", "gpu_run_slots", "intra_op_threads", "default_max_batch_size"),
+    "devices": (
+        "device",
+        "cpu_run_slots",
+        "gpu_run_slots",
+        "intra_op_threads",
+        "compute_niceness",
+        "default_max_batch_size",
+    ),
     "loading and measuring": ("load_parallelism", "profile_budget_ms", "profile_cache"),
     "logs": ("log_level", "log_format"),
 }
