@@ -6,7 +6,7 @@ Everything that takes a request into a queue or out of it without running it is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S
 from service.scheduler.lane import Lane, LaneKind
@@ -15,7 +15,8 @@ from service.scheduler.types import QueuedRequest, Refusal, RefusalReason, Reque
 
 PROBE_NS = NS_PER_S  # a request believed unreachable is tried this often, so that a wrong belief ends
 PROBE_RUNS = 20  # ... but takes at most one part in 20 of a slow model's time
-# Full batches that must be ahead before the newest is refused for them (docs/adr: refusing the newest).
+# Full batches that must be ahead, and fit into the budget, before the newest is refused for them
+# (docs/adr/0003-scheduler-refuse-the-newest.md).
 MIN_FULL_BATCHES = 2
 MIN_RETRY_NS = NS_PER_MS
 RETRY_SPREAD = 0.5  # retries are spread over half the hint, so that they do not come back as one burst
@@ -58,8 +59,11 @@ class Admission:
         forecast = 0
         eagerness = lane.queue.policy.shed_eagerness
         if eagerness:
-            forecast = int(eagerness * lane.arrivals_within(free_ns - now_ns))
-        count = lane.doomed(free_ns, forecast)
+            forecast = int(eagerness * lane.arrivals.expected_within(free_ns - now_ns))
+        # Where other models may take the slot first, the window at `free_ns` is not what will run: giving up requests
+        # for it would be giving them up for nothing (docs/adr/0004-scheduler-shared-devices.md).
+        shared = any(len(device.active) > len(lane.queue.active) for device in lane.queue.devices)
+        count = lane.hopeless(free_ns) if shared else lane.doomed(free_ns, forecast)
         # When nobody would make it nobody is in anybody's way: the batch before may yet end sooner than predicted.
         if not count or (count == lane.count and not forecast):
             return NOTHING
@@ -82,10 +86,12 @@ class Admission:
         full, rest = divmod(lane.rows, lane.cap_rows)
         if full < MIN_FULL_BATCHES:
             return False
-        curve = lane.curve
-        last_rows = min(rest + request.rows, lane.cap_rows)
-        ahead_ns = full // queue.parallel * curve.ns[curve.index(lane.cap_rows)] + curve.ns[curve.index(last_rows)]
-        return free_ns + ahead_ns * lane.latency.scale > request.deadline_ns
+        curve, scale = lane.curve, lane.latency.scale
+        full_ns = curve.ns[curve.index(lane.cap_rows)] * scale
+        if request.deadline_ns - request.arrival_ns < MIN_FULL_BATCHES * full_ns:
+            return False  # those ahead do not fill their batches either: the newest may be worth more than the oldest
+        last_ns = curve.ns[curve.index(min(rest + request.rows, lane.cap_rows))] * scale
+        return free_ns + full // queue.parallel * full_ns + last_ns > request.deadline_ns
 
     def let_go_on_arrival(
         self, queue: ModelQueue, request: QueuedRequest, free_ns: int, now_ns: int
@@ -182,3 +188,18 @@ class Admission:
         queue.active.pop(lane, None)
         for device in queue.devices:
             device.active.pop(lane, None)
+
+    def lower_cap(self, queue: ModelQueue, shape: Hashable, rows: int) -> None:
+        """Lower the cap of a shape, and place what waits anew: some of it may be larger than a batch now."""
+        for lane in queue.lower_cap(shape, rows):
+            waiting = lane.pop(lane.count) if lane.count else []
+            self.deactivate(lane)
+            for request in waiting:
+                probing = queue.probe is request
+                self.forget(queue, request)
+                if request.demoted and request.rows <= queue.cap_rows(shape):
+                    self.place(queue, request, queue.soft_lane_for(request, lane.kind))
+                else:
+                    self.place(queue, request, queue.lane_for(request))
+                if probing:
+                    queue.probe = request

@@ -1,34 +1,26 @@
 """A lane: the requests of one model that have shape, priority and deadline class in common, earliest deadline first.
 
-The largest feasible window of a lane is found here. With F the time the batch would start, d(k) the deadline of the
-k-th oldest request, rows(k) the rows from there to the youngest and fits(s) the largest batch done within s:
-
-    fits(d(k) - F) - rows(k) never falls as k grows
-
-(deadlines ascend, rows(k) shrinks), so the first k with fits(d(k) - F) >= rows(k) is found by bisection, and rows(k) is
-the largest batch that makes its oldest deadline. A prefix sum of rows makes each probe O(1).
+Prefix sums of the rows make every question about a part of it O(1); what is cancelled leaves at the next use.
 """
 
 from __future__ import annotations
 
 import enum
-import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Hashable
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from service.clock import NEVER_NS
+from service.scheduler.gaps import ArrivalStatistics
 from service.scheduler.types import QueuedRequest, RequestState
+from service.scheduler.window import Run, largest_window, prefix
 
 if TYPE_CHECKING:
     from service.scheduler.queue import ModelQueue
 
 # Heads left in the list before it is cut: deleting from the front moves everything behind it.
 MAX_PASSED = 512
-GAP_SHARE = 0.1  # a gap below this share of the budget is short: part of a clump
-GAP_DECAY = 0.995  # remembers about the last 200 gaps
-RATE_MEMORY = 10.0  # budgets over which the arrival rate is averaged
 
 
 class LaneKind(enum.Enum):
@@ -54,10 +46,8 @@ class Lane:
     __slots__ = (
         "_ends",
         "_items",
-        "_last_arrival_ns",
         "_passed",
-        "_rate_count",
-        "_rate_span",
+        "arrivals",
         "budget_ns",
         "cap_rows",
         "count",
@@ -65,8 +55,6 @@ class Lane:
         "deadline_class",
         "dirty",
         "end",
-        "gap_ns",
-        "gaps",
         "held",
         "kind",
         "latency",
@@ -75,9 +63,9 @@ class Lane:
         "priority",
         "queue",
         "rank",
+        "sacrificed",
         "settled_ns",
         "shape",
-        "short_gaps",
         "stale",
         "wide",
         "window_rows",
@@ -116,14 +104,10 @@ class Lane:
         self.dirty = True
         self.held = False
         self.window_rows = 0
+        self.sacrificed = 0  # requests at the head that the window leaves behind
         self.latest_ns = 0
         self.settled_ns = -1
-        self.gap_ns = int(budget_ns * GAP_SHARE)
-        self.gaps = 0.0
-        self.short_gaps = 0.0
-        self._last_arrival_ns = -1
-        self._rate_count = 0.0
-        self._rate_span = 0.0
+        self.arrivals = ArrivalStatistics(budget_ns, queue.policy.shed_eagerness > 0.0)
 
     @property
     def soft(self) -> bool:
@@ -146,32 +130,11 @@ class Lane:
             return 0
         return self.end - self._ends[self._passed] + self._items[self._passed].rows
 
-    @property
-    def last_arrival_ns(self) -> int:
-        return self._last_arrival_ns
-
     def items(self) -> list[QueuedRequest]:
         """The requests, earliest deadline first (a copy)."""
         if self.stale:
             self._compact()
         return self._items[self._passed :]
-
-    def note_arrival(self, arrival_ns: int) -> None:
-        """Count one arrival in the statistics of gaps, and of the rate where refusals are made on a forecast."""
-        if self._last_arrival_ns >= 0:
-            gap_ns = arrival_ns - self._last_arrival_ns
-            self.gaps = self.gaps * GAP_DECAY + 1.0
-            self.short_gaps = self.short_gaps * GAP_DECAY + (gap_ns < self.gap_ns)
-            if self.queue.policy.shed_eagerness:
-                memory_ns = RATE_MEMORY * self.budget_ns
-                kept = math.exp(-gap_ns / memory_ns)
-                self._rate_count = self._rate_count * kept + 1.0
-                self._rate_span = self._rate_span * kept + memory_ns * (1.0 - kept)
-        self._last_arrival_ns = arrival_ns
-
-    def arrivals_within(self, span_ns: int) -> float:
-        """Requests expected to arrive in the next `span_ns` (0 unless refusals are made on a forecast)."""
-        return self._rate_count / self._rate_span * span_ns if self._rate_span > 0.0 else 0.0
 
     def push(self, request: QueuedRequest) -> None:
         """Add a request behind those with an earlier or the same deadline."""
@@ -250,11 +213,19 @@ class Lane:
             return 0
         return self._window(start_ns, extra_rows)[0] - first
 
+    def hopeless(self, start_ns: int) -> int:
+        """How many requests from the head would miss their deadline even in a batch of their own at `start_ns`."""
+        if self.stale:
+            self._compact()
+        least_ns = start_ns + int(self.curve.ns[0] * self.latency.factor)
+        return bisect_left(self._items, least_ns, lo=self._passed, key=_deadline_of) - self._passed
+
     def settle(self, start_ns: int) -> list[QueuedRequest]:
-        """Find the window for a batch that starts at `start_ns`; returns the requests that cannot be in it, which have
-        left the lane."""
+        """Find the window for a batch that starts at `start_ns`. Returns the requests that can be in no batch then:
+        they have left the lane. Those that only this window leaves behind stay until `commit`."""
         self.dirty = False
         self.settled_ns = start_ns
+        self.sacrificed = 0
         if self.stale:
             self._compact()
         if self.kind is LaneKind.DEADLINE:
@@ -262,6 +233,15 @@ class Lane:
         if self.kind is LaneKind.OVERSIZE:
             return self._settle_oversize(start_ns)
         return self._settle_soft(start_ns)
+
+    def commit(self) -> list[QueuedRequest]:
+        """Give up the requests that the window of `settle` leaves behind; returns them, taken out of the lane."""
+        if not self.sacrificed:
+            return []
+        left = self.pop(self.sacrificed)
+        self.sacrificed = 0
+        self.dirty = False
+        return left
 
     def _settle_window(self, start_ns: int) -> list[QueuedRequest]:
         unservable = self._remove_unservable(start_ns) if self.wide else []
@@ -271,10 +251,14 @@ class Lane:
         if rows <= 0:
             return unservable + self.pop(self.count)
         older = start - self._passed
-        left = self.pop(older) if older else []
-        self.dirty = False
-        self.window_rows = self._prefix(self._passed, rows)[1] if self.wide else rows
-        head = self._items[self._passed]
+        left: list[QueuedRequest] = []
+        if older:
+            left = self.pop(min(older, self.hopeless(start_ns)))
+            self.dirty = False
+        self.sacrificed = older - len(left)
+        first = self._passed + self.sacrificed
+        self.window_rows = self._prefix(first, rows)[1] if self.wide else rows
+        head = self._items[first]
         expected_ns = self.curve.ns[self.curve.index(self.window_rows)] * self.latency.factor
         self.latest_ns = head.deadline_ns - int(expected_ns)
         return unservable + left
@@ -315,43 +299,11 @@ class Lane:
         return left
 
     def _window(self, start_ns: int, extra_rows: int) -> tuple[int, int]:
-        """(index of the first request, rows) of the largest feasible window; the list's length and 0 when nothing is
-        feasible."""
-        items, ends, cap = self._items, self._ends, self.cap_rows
-        factor, fits = self.latency.factor, self.curve.fits
-        first, behind = self._passed, len(items)
-        end = self.end + extra_rows
-        rows = end - ends[first] + items[first].rows
-        if fits((items[first].deadline_ns - start_ns) / factor) >= min(cap, rows):
-            return first, min(cap, rows - extra_rows)
-        low, high = first, behind
-        while low < high:
-            middle = (low + high) // 2
-            wanted = min(cap, end - ends[middle] + items[middle].rows)
-            if fits((items[middle].deadline_ns - start_ns) / factor) >= wanted:
-                high = middle
-            else:
-                low = middle + 1
-        rows = min(cap, end - ends[low] + items[low].rows) if low < behind else min(cap, extra_rows)
-        if not rows:
-            return behind, 0
-        # As many rows from an older start: the same goodput, and fewer refused.
-        packing = self.wide and not extra_rows
-        packed = self._prefix(low, rows)[1] if packing else rows
-        while low > first:
-            fit = min(cap, fits((items[low - 1].deadline_ns - start_ns) / factor))
-            older = (self._prefix(low - 1, fit)[1] if fit else 0) if packing else fit
-            if older < packed:
-                break
-            low, rows = low - 1, fit
-            if older > packed:  # one older start may allow a larger batch; an older one yet cannot
-                break
-        return low, rows if packing or low == behind else min(rows, end - extra_rows - ends[low] + items[low].rows)
+        run = Run(self._items, self._ends, self._passed, self.end)
+        return largest_window(run, self.curve, self.latency.factor, self.cap_rows, start_ns, extra_rows, self.wide > 0)
 
     def _prefix(self, at: int, most_rows: int) -> tuple[int, int]:
-        before = self._ends[at] - self._items[at].rows
-        stop = bisect_right(self._ends, before + most_rows, lo=at)
-        return stop - at, (self._ends[stop - 1] - before) if stop > at else 0
+        return prefix(self._items, self._ends, at, most_rows)
 
     def _remove_unservable(self, start_ns: int) -> list[QueuedRequest]:
         """Take out the requests that would miss their deadline even alone, wherever they stand: one request of many

@@ -17,7 +17,8 @@ from service.clock import NEVER_NS
 from service.scheduler.admission import NOTHING, Admission
 from service.scheduler.assembly import assemble, preferred_rows
 from service.scheduler.device import MAX_BATCHES_PER_SLOT, DeviceState, SlotState
-from service.scheduler.lane import GAP_SHARE, LAST_RANK, Lane, LaneKind
+from service.scheduler.gaps import GAP_SHARE
+from service.scheduler.lane import LAST_RANK, Lane, LaneKind
 from service.scheduler.latency import LatencyModel
 from service.scheduler.policy import QueuePolicy
 from service.scheduler.queue import ModelQueue
@@ -32,7 +33,6 @@ from service.scheduler.types import (
     WaitUntil,
 )
 
-QUIET_SHARE = 0.05  # of recent gaps must be short for waiting in the blackout regime to pay
 GUARD_RUNS = 10  # a lane without deadlines that waited too long gets at most one part in 10 of the device
 
 
@@ -84,18 +84,7 @@ class Scheduler:
 
     def lower_cap(self, queue: ModelQueue, shape: Hashable, rows: int) -> None:
         """Never batch `shape` above `rows` again (the device ran out of memory at that size)."""
-        for lane in queue.lower_cap(shape, rows):
-            waiting = lane.pop(lane.count) if lane.count else []
-            self._admission.deactivate(lane)
-            for request in waiting:
-                probing = queue.probe is request
-                self._admission.forget(queue, request)
-                if request.demoted and request.rows <= queue.cap_rows(shape):
-                    self._admission.place(queue, request, queue.soft_lane_for(request, lane.kind))
-                else:
-                    self._admission.place(queue, request, queue.lane_for(request))
-                if probing:
-                    queue.probe = request
+        self._admission.lower_cap(queue, shape, rows)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -127,7 +116,7 @@ class Scheduler:
             alone_ns = curve.ns[curve.index(rows)] * factor
         if now_ns + alone_ns > request.deadline_ns:
             return self._admission.unreachable(queue, request, alone_ns, now_ns)
-        lane.note_arrival(request.arrival_ns)
+        lane.arrivals.note(request.arrival_ns)
         free_ns = self._admission.free_ns(queue, now_ns)
         if queue.pending_rows >= lane.cap_rows and self._admission.behind_full_batches(queue, lane, request, free_ns):
             return self._admission.let_go_on_arrival(queue, request, free_ns, now_ns)
@@ -192,6 +181,11 @@ class Scheduler:
                     break
                 looked_again = True
                 continue
+            if lane.settled_ns != start_ns:  # settled before: estimates may have changed since
+                self._settle(lane, start_ns, now_ns, refused)
+                if not lane.count:
+                    continue
+            self._commit(lane, start_ns, now_ns, refused)
             until_ns = self._hold_ns(lane)
             if until_ns <= start_ns:
                 return self._dispatch(state, lane, start_ns, now_ns, refused)
@@ -285,7 +279,7 @@ class Scheduler:
             if policy.preferred_rows and preferred_rows(lane, rows) < rows:
                 return 0
             return lane.head.arrival_ns + policy.max_queue_delay_ns
-        if lane.kind is not LaneKind.DEADLINE or lane.short_gaps <= QUIET_SHARE * lane.gaps:
+        if lane.kind is not LaneKind.DEADLINE or not lane.arrivals.clumpy:
             return 0
         curve, factor = lane.curve, lane.latency.factor
         head = lane.head
@@ -293,7 +287,7 @@ class Scheduler:
         if (curve.ns[curve.index(rows)] + curve.ns[0]) * factor <= budget_ns:
             return 0
         last_moment_ns = head.deadline_ns - int(curve.ns[curve.index(rows + 1)] * factor)
-        return min(last_moment_ns, lane.last_arrival_ns + int(GAP_SHARE * budget_ns))
+        return min(last_moment_ns, lane.arrivals.last_ns + int(GAP_SHARE * budget_ns))
 
     def _dispatch(self, state: SlotState, lane: Lane, start_ns: int, now_ns: int, refused: list[Refusal]) -> Dispatch:
         queue = lane.queue
@@ -342,3 +336,11 @@ class Scheduler:
             self._admission.let_go(lane.queue, request, start_ns, now_ns, refused)
         if not lane.count:
             self._admission.deactivate(lane)
+
+    def _commit(self, lane: Lane, start_ns: int, now_ns: int, refused: list[Refusal]) -> None:
+        """It is this lane's turn: what the windows of its batch leave behind is given up."""
+        queue = lane.queue
+        for other in tuple(queue.active) if len(queue.active) > 1 else (lane,):
+            if other.sacrificed and other.shape == lane.shape:
+                for request in other.commit():
+                    self._admission.let_go(queue, request, start_ns, now_ns, refused)

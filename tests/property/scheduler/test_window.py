@@ -49,7 +49,7 @@ def test_single_row_window_is_the_largest(entries: Budgets, largest: int, setup:
         if rows > best_rows:
             best_rows, best_start = rows, first
 
-    left = lane.settle(start)
+    left = lane.settle(start) + lane.commit()
 
     assert [request.deadline_ns for request in left] == [request.deadline_ns for request in queued[:best_start]]
     assert (lane.window_rows if lane.count else 0) == best_rows
@@ -61,7 +61,7 @@ def test_a_window_is_feasible_and_contiguous(entries: Budgets, largest: int, set
     alone is left over when nothing is run."""
     lane, queued = lane_of(entries, largest, setup)
 
-    left = lane.settle(start)
+    left = lane.settle(start) + lane.commit()
 
     assert len(left) + lane.count == len(queued)
     if not lane.count:
@@ -79,7 +79,7 @@ def test_what_is_doomed_is_not_in_the_window(entries: Budgets, largest: int, set
     lane, queued = lane_of([(deadline, 1) for deadline, _ in entries], largest, setup)
     count = lane.doomed(start)
 
-    assert len(lane.settle(start)) == count
+    assert len(lane.settle(start) + lane.commit()) == count
     assert lane.doomed(start) == 0 if lane.count else count == len(queued)
 
 
