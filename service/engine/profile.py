@@ -91,9 +91,11 @@ def load(cache: Path, key: ProfileKey, sample: Sample) -> Measured | None:
     try:
         stored = json.loads((cache / f"{key.digest}.json").read_text())
         table = {int(rows): LatencySample(*map(int, values)) for rows, values in stored["table"].items()}
-        return Measured(sample.shape, table, bool(stored["complete"])) if table else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        complete = bool(stored["complete"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
+    sound = table and all(rows > 0 and s.p50_ns > 0 and s.p99_ns > 0 for rows, s in table.items())
+    return Measured(sample.shape, table, complete) if sound else None
 
 
 def save(cache: Path, key: ProfileKey, measured: Measured) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from service.clock import NEVER_NS, now_ns
 from service.config.model import ModelConfig, Warmup, WarmupData, WarmupInput
 from service.engine.buffers import as_array
 from service.engine.pool import Instance, undeclared
-from service.errors import ModelLoadError, ServiceError
+from service.errors import InvalidRequest, ModelLoadError, ServiceError
 from service.request import BatchOutput, InferenceRequest, InputData, ShapeClass
 from service.scheduler import Segment, bucket_ladder
 from service.tensor import Array, DataType, TensorSpec, decode_bytes, element_count
@@ -32,6 +32,8 @@ TIMED_RUNS = 20
 BEYOND_SLO = 2.0
 # Open dimensions are tried at these sizes, in this order: a short sequence, a small and a usual picture, one element.
 OPEN_DIMENSIONS = (32, 224, 8, 1)
+# Elements of a generated row: a model with four open dimensions does not mean 224 x 224 x 224 x 224.
+MAX_GENERATED = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +68,37 @@ _NOBODY = _Nobody()
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row of inputs to warm up with: its shape class and each input's data (of the whole tensor if not batched)."""
+    """One row of inputs to warm up with: its shape class and each input's data (of the whole tensor if not batched).
+
+    `rows` and `count`: how many of it are run at once, and how often, because the configuration asks for it.
+    """
 
     shape: ShapeClass
     inputs: tuple[InputData | None, ...]
+    rows: int = 1
+    count: int = 0
 
 
 def samples(config: ModelConfig, directory: Path) -> list[Sample]:
     """Inputs to try, most likely to be accepted first: the configuration's `model_warmup`, else generated ones.
 
-    Zeros are the safest contents for integers (indices, ids, lengths); a model that refuses them may take ones.
+    Zeros are the safest contents for integers (indices, ids, lengths); a model that refuses them may take ones. Samples
+    of equal shape have one shape class. Raises `ModelLoadError` for warm-up data that cannot be read.
     """
     if config.warmups:
-        return [_configured(config, warmup, directory) for warmup in config.warmups]
-    has_open = any(-1 in spec.shape for spec in config.inputs)
-    sizes = OPEN_DIMENSIONS if has_open else OPEN_DIMENSIONS[:1]
-    return [_generated(config, size, fill) for size in sizes for fill in (0, 1)]
+        tried = [_configured(config, warmup, directory) for warmup in config.warmups]
+    else:
+        has_open = any(-1 in spec.shape for spec in config.inputs)
+        sizes = OPEN_DIMENSIONS if has_open else OPEN_DIMENSIONS[:1]
+        if has_open:
+            sizes = tuple(size for size in sizes if _elements(config, size) <= MAX_GENERATED)
+        tried = [_generated(config, size, fill) for size in sizes for fill in (0, 1)]
+    shapes: dict[object, ShapeClass] = {}
+    return [replace(sample, shape=shapes.setdefault(sample.shape.shapes, sample.shape)) for sample in tried]
+
+
+def _elements(config: ModelConfig, size: int) -> int:
+    return sum(element_count([size if d == -1 else d for d in spec.shape]) for spec in config.inputs)
 
 
 def _generated(config: ModelConfig, size: int, fill: int) -> Sample:
@@ -122,7 +139,7 @@ def _configured(config: ModelConfig, warmup: Warmup, directory: Path) -> Sample:
         item = given.get(spec.name)
         shapes.append(None if item is None else item.shape)
         inputs.append(None if item is None else _warmup_data(item, directory, rng))
-    return Sample(_shape_class(shapes), tuple(inputs))
+    return Sample(_shape_class(shapes), tuple(inputs), max(1, warmup.rows), warmup.count)
 
 
 def _warmup_data(item: WarmupInput, directory: Path, rng: np.random.Generator) -> InputData:
@@ -141,7 +158,10 @@ def _warmup_data(item: WarmupInput, directory: Path, rng: np.random.Generator) -
         raise ModelLoadError(f"{path}: warm-up data cannot be read: {error.strerror}") from error
     if item.spec.datatype is DataType.BYTES:
         array = np.empty(count, dtype=object)
-        array[:] = [bytes(element).decode() for element in decode_bytes(raw, count, item.spec.name).tolist()]
+        try:
+            array[:] = [bytes(element).decode() for element in decode_bytes(raw, count, item.spec.name).tolist()]
+        except (InvalidRequest, UnicodeDecodeError) as error:
+            raise ModelLoadError(f"{path}: {error}") from error
         return array
     expected = count * item.spec.datatype.itemsize
     if len(raw) < expected:
@@ -166,7 +186,7 @@ def vary(sample: Sample, config: ModelConfig) -> Sample:
             if shape is not None and floating and spec.batched
             else data
         )
-    return Sample(sample.shape, tuple(inputs))
+    return replace(sample, inputs=tuple(inputs))
 
 
 def batch_arrays(rows: Sequence[Sample], config: ModelConfig) -> dict[str, tuple[TensorSpec, Array]]:
@@ -204,6 +224,16 @@ def first_run(instance: Instance, config: ModelConfig, candidates: Sequence[Samp
         else:
             return sample, ""
     return None, reason
+
+
+def run_configured(instance: Instance, config: ModelConfig, candidates: Sequence[Sample]) -> None:
+    """Run the configuration's warm-up requests as often as it says. Raises `ModelLoadError` when one is refused."""
+    for index, sample in enumerate(candidates):
+        for _ in range(sample.count):
+            try:
+                instance.run(requests(sample, config, sample.rows), sample.rows, sample.rows)
+            except ServiceError as error:
+                raise ModelLoadError(f"model_warmup[{index}]: the model refuses it: {error}") from error
 
 
 def measure(

@@ -7,7 +7,7 @@ What was decided without being asked (a batch size, batching switched off) is in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from service.clock import now_ns
@@ -21,7 +21,7 @@ from service.engine.pool import Instance, SessionPool
 from service.engine.profile import model_digest, profile, profile_key
 from service.engine.runtime import Runtime
 from service.engine.session import OnnxSession
-from service.engine.warmup import Measured, Sample, first_run, samples
+from service.engine.warmup import Measured, Sample, first_run, run_configured, samples
 from service.errors import ConfigError, ModelLoadError, ServiceError
 from service.metrics import ModelMetrics
 from service.model import Model
@@ -91,21 +91,14 @@ class Loader:
         measured: Measured | None = None
         from_cache = False
         digest = ""
+        # One list for all devices: equal shapes are then one shape class, with the buffers of every instance.
+        candidates = samples(config, directory)
         for place in placed:
             instances = _instances(path, config, place)
             pools[place.device.name] = SessionPool(instances)
-            sample, reason = first_run(instances[0], config, samples(config, directory))
-            if sample is None:
-                notes.append(
-                    f"warm-up failed, so the first requests are measured instead (state model_warmup): {reason}"
-                )
-                continue
-            if config.joins_requests:
-                config, note = check_batching(instances[0], config, sample, explicit)
-                notes += note
-            for other in instances[1:]:
-                first_run(other, config, [sample])
-            if self._budget_ns(config) == 0:
+            config, sample, found_out = _warm_up(instances, config, candidates, explicit)
+            notes += [note for note in found_out if note not in notes]
+            if sample is None or self._budget_ns(config) == 0:
                 continue
             digest = digest or model_digest([path, *(path.parent / f for f in graph.external_files)])
             found, from_cache = self._measure(instances[0], config, place, digest, sample)
@@ -114,6 +107,12 @@ class Loader:
         policy, limit_note = queue_policy(config, [p.device for p in placed], _count(placed), measured)
         notes += limit_note
         built = self._build(config, version.version, policy, measured, pools)
+        for candidate in candidates:
+            built.adopt(candidate.shape)
+        if config.dynamic_batching is None:
+            # Running the model showed it: what clients are told is what is done.
+            completed.proto.ClearField("dynamic_batching")
+        completed = replace(completed, config=config)
         load_ns = now_ns() - start_ns
         built.load_ns = load_ns
         return Loaded(built, completed, notes, load_ns, from_cache, max(0, resident_bytes() - memory_before))
@@ -129,8 +128,6 @@ class Loader:
         latency = latency_model(policy, measured)
         metrics = ModelMetrics(config.name, str(version))
         model = Model(config, version, policy, latency, pools, self._runtime, metrics)
-        if measured is not None:
-            model.adopt(measured.shape)
         metrics.state = model.state
         return model
 
@@ -191,6 +188,31 @@ def _instances(path: Path, config: ModelConfig, place: _Placed) -> list[Instance
         session = OnnxSession(path, plan)
         return [Instance(session, config.inputs, config.outputs, max_rows) for _ in range(place.count)]
     return [Instance(OnnxSession(path, plan), config.inputs, config.outputs, max_rows) for _ in range(place.count)]
+
+
+def _warm_up(
+    instances: Sequence[Instance], config: ModelConfig, candidates: Sequence[Sample], explicit: bool
+) -> tuple[ModelConfig, Sample | None, list[str]]:
+    """Run every instance once: (the configuration to serve with, the row the model accepts, notes).
+
+    Raises `ModelLoadError` when the model refuses a warm-up request that the configuration states, or cannot be batched
+    as the configuration demands.
+    """
+    first = instances[0]
+    sample, reason = first_run(first, config, candidates)
+    if sample is None and config.warmups:
+        raise ModelLoadError(f"model_warmup: the model refuses every request of it: {reason}")
+    if sample is None:
+        return config, None, [f"warm-up failed, so the first requests teach instead (state model_warmup): {reason}"]
+    notes: list[str] = []
+    if config.joins_requests:
+        config, notes = check_batching(first, config, sample, explicit)
+    for instance in instances:
+        instance.undeclared_shapes |= first.undeclared_shapes
+        if instance is not first:
+            first_run(instance, config, [sample])
+        run_configured(instance, config, candidates)
+    return config, sample, notes
 
 
 def _count(placed: Sequence[_Placed]) -> int:
