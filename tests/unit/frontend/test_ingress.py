@@ -313,7 +313,10 @@ def test_a_message_larger_than_allowed_never_reaches_the_handler() -> None:
 def test_an_answer_larger_than_allowed_is_an_error_for_the_client() -> None:
     """The client learns of it, and the server goes on."""
 
+    cancelled = []
+
     def large(message: bytes, call: Call) -> None:
+        call.on_cancel = lambda: cancelled.append(message)
         call.reply(b"x" * int(message))
 
     with serving(large, options=(("grpc.max_send_message_length", 1000),)) as served:
@@ -321,6 +324,9 @@ def test_an_answer_larger_than_allowed_is_an_error_for_the_client() -> None:
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "larger than max" in details
         assert served.call(b"10") == b"x" * 10
+        until(lambda: served.ingress.calls == 0)
+    # It was answered: that the answer did not arrive is no cancellation.
+    assert not cancelled
 
 
 def test_a_call_without_a_message_is_invalid() -> None:

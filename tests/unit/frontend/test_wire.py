@@ -42,6 +42,15 @@ def test_split_of_an_ordinary_message() -> None:
     assert parts.header == message.SerializeToString()
 
 
+@pytest.mark.parametrize("size", [127, 128, 16_383, 16_384, 2_097_151, 2_097_152])
+def test_split_reads_lengths_of_one_to_four_bytes(size: int) -> None:
+    """Tensors at the borders where a length takes a byte more."""
+    message = NAME + delimited(7, bytes(size)) + RAW
+    parts = split(message)
+    assert parts is not None
+    assert [end - start for start, end in parts.raws] == [size, 4]
+
+
 def test_requests_that_differ_in_id_and_data_have_one_header() -> None:
     """What changes from request to request is not in the header."""
     one = split(NAME + delimited(3, b"1") + RAW)
