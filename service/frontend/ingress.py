@@ -183,7 +183,7 @@ class Ingress:
             return
         self._request_call()
         core_call = event.call
-        refusal = self._too_many() if self.calls >= self._max_calls else self._gate()
+        refusal = self._refusal()
         if refusal is not None:
             operations = (_SEND_INITIAL_METADATA(None, _NO_FLAGS), _RECEIVE_CLOSE(_NO_FLAGS), _error_status(refusal))
             core_call.start_server_batch(operations, self._on_answered)
@@ -226,5 +226,11 @@ class Ingress:
         except Exception as error:  # noqa: BLE001 - the boundary: the status table answers it, the thread lives on
             call.fail(as_service_error(error, f"serving {self._method}"))
 
-    def _too_many(self) -> ServiceError:
+    def _refusal(self) -> ServiceError | None:
+        """Why to refuse a call before its message is read, if there is a reason."""
+        if self.calls < self._max_calls:
+            try:
+                return self._gate()
+            except Exception as error:  # noqa: BLE001 - the boundary: the status table answers it, the thread lives on
+                return as_service_error(error, f"admitting a call of {self._method}")
         return QueueFull(f"Exceeds maximum queue size: {self._max_calls} calls are in progress", NS_PER_MS)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
-from service.errors import Draining, ExecutionFailed, InvalidRequest, ServiceError
+from service.errors import Draining, ExecutionFailed, InvalidRequest, Overloaded, ServiceError
+from service.frontend import inference as inference_module
 from service.frontend.codec import encode as encode_module
 from service.frontend.inference import CLIENT_MARGIN_NS, InferenceHandler
+from service.frontend.thinning import WINDOW_NS
 from service.metrics import MetricsRegistry
 from service.pb.grpc_service_pb2 import ModelInferResponse
 from service.request import InferenceRequest
@@ -44,11 +46,18 @@ class SubmittingModel(FakeModel):
     policy: QueuePolicy
     submitted: list[InferenceRequest]
     cancelled: list[InferenceRequest]
+    # What it says of itself: requests refused so far, whether it has work; calls it never saw.
+    refused: int
+    busy: bool
+    unseen: int
 
     __hash__ = object.__hash__
 
     def offered(self) -> tuple[int, int]:
-        return len(self.submitted), 0
+        return len(self.submitted), self.refused
+
+    def record_unseen(self, count: int, at_ns: int) -> None:
+        self.unseen += count
 
     def submit(self, submitted: InferenceRequest) -> None:
         self.submitted.append(submitted)
@@ -62,6 +71,7 @@ def serving(slo_ns: int | None = None) -> tuple[InferenceHandler, SubmittingMode
     served = SubmittingModel(plain.name, plain.inputs, plain.outputs)
     served.policy = QueuePolicy(name="m", devices=("cpu",), max_batch_rows=8, slo_ns=slo_ns)
     served.submitted, served.cancelled = [], []
+    served.refused, served.busy, served.unseen = 0, False, 0
     registry = MetricsRegistry()
     return InferenceHandler(FakeRepository(served), registry), served, registry  # type: ignore[arg-type]
 
@@ -170,3 +180,82 @@ def test_one_debug_line_per_request(caplog: pytest.LogCaptureFixture) -> None:
         handler.fail(served.submitted[1], ExecutionFailed("poisoned"))
     lines = [(r.id, r.outcome, r.rows, getattr(r, "detail", None)) for r in caplog.records]  # type: ignore[attr-defined]
     assert lines == [("a", "ok", 2, None), ("b", "execution", 2, "poisoned")]
+
+
+# The gate: refusing before reading
+
+
+class Clock:
+    """The time the handler is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ns = NS_PER_S
+        monkeypatch.setattr(inference_module, "now_ns", lambda: self.ns)
+
+
+def overload(clock: Clock, handler: InferenceHandler, served: SubmittingModel, windows: int) -> tuple[int, int]:
+    """Windows of 20 calls, nine in ten of the read ones refused: how many calls the gate turned away, of how many."""
+    turned_away = 0
+    for _ in range(windows):
+        clock.ns += WINDOW_NS
+        for number in range(20):
+            error = handler.gate()
+            if error is None:
+                handler(message(), FakeCall())
+                served.refused += number % 10 != 0
+            else:
+                assert isinstance(error, Overloaded)
+                assert error.retry_after_ns == WINDOW_NS
+                turned_away += 1
+    return turned_away, 20 * windows
+
+
+def test_the_gate_is_open_while_requests_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the model is: without refusals every call is read."""
+    clock = Clock(monkeypatch)
+    handler, served, _ = serving()
+    served.busy = True
+    for _ in range(100):
+        clock.ns += WINDOW_NS // 3
+        assert handler.gate() is None
+        handler(message(), FakeCall())
+    assert served.unseen == 0
+
+
+def test_the_gate_turns_calls_away_in_deep_overload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most, never all; each is counted as a refusal of the model it was meant for."""
+    clock = Clock(monkeypatch)
+    handler, served, _ = serving()
+    served.busy = True
+    turned_away, calls = overload(clock, handler, served, 20)
+    assert calls // 4 < turned_away < calls
+    assert len(served.submitted) == calls - turned_away
+    clock.ns += WINDOW_NS
+    handler.gate()
+    assert served.unseen == turned_away
+
+
+def test_the_gate_is_open_while_a_model_in_demand_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that has nothing to do can take the next call, however much was refused before."""
+    clock = Clock(monkeypatch)
+    handler, served, _ = serving()
+    served.busy = False
+    assert overload(clock, handler, served, 20)[0] == 0
+
+
+def test_the_gate_forgets_a_model_that_nobody_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After windows without requests the gate is open again, and the model is not asked any more."""
+    clock = Clock(monkeypatch)
+    handler, served, _ = serving()
+    served.busy = True
+    overload(clock, handler, served, 10)
+    clock.ns += WINDOW_NS
+    handler.gate()
+    for _ in range(3):
+        clock.ns += WINDOW_NS
+        assert handler.gate() is None
+    unseen = served.unseen
+    served.refused += 1_000_000
+    clock.ns += WINDOW_NS
+    assert all(handler.gate() is None for _ in range(50))
+    assert served.unseen == unseen

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
-from service.errors import Cancelled, InvalidRequest, Overloaded
+from service.errors import Cancelled, InvalidRequest, Overloaded, ServiceError
 from service.frontend.call import Call, UnaryHandler
 from service.frontend.ingress import Ingress, check_core
 
@@ -42,11 +42,15 @@ class Serving:
 
 @contextlib.contextmanager
 def serving(
-    handler: UnaryHandler, max_calls: int = 100, max_bytes: int = 10**9, options: tuple[tuple[str, Any], ...] = ()
+    handler: UnaryHandler,
+    max_calls: int = 100,
+    max_bytes: int = 10**9,
+    options: tuple[tuple[str, Any], ...] = (),
+    gate: Callable[[], ServiceError | None] = lambda: None,
 ) -> Iterator[Serving]:
     with ThreadPoolExecutor(2) as pool:
         server = grpc.server(pool, options=(("grpc.so_reuseport", 0), *options))
-        ingress = Ingress(server, METHOD, handler, max_calls, max_bytes)
+        ingress = Ingress(server, METHOD, handler, max_calls, max_bytes, gate)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         ingress.start()
@@ -277,6 +281,41 @@ def test_calls_beyond_the_bound_are_refused_at_once() -> None:
             call.reply(b"done")
         assert fourth.result() == b"done"
         until(lambda: served.ingress.calls == 0)
+
+
+def test_a_gate_refuses_before_the_message_is_read() -> None:
+    """The handler never sees a call that the gate has a reason against; all others are served."""
+    decisions = iter([None, Overloaded("not now", 3_000_000), None])
+    handler = Holding()
+    with serving(handler, gate=lambda: next(decisions)) as served:
+        first = served.future(b"first")
+        handler.wait(calls=1)
+        code, details, trailers = error_of(lambda: served.call(b"second"))
+        assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "not now")
+        assert trailers["grpc-retry-pushback-ms"] == "3"
+        third = served.future(b"third")
+        handler.wait(calls=2)
+        for message, call in handler.calls:
+            call.reply(message)
+        assert (first.result(), third.result()) == (b"first", b"third")
+        until(lambda: served.ingress.calls == 0)
+
+
+def test_a_bug_in_the_gate_does_not_end_the_ingress(caplog: pytest.LogCaptureFixture) -> None:
+    """A call that cannot be judged is answered as the server's fault, and the thread lives on."""
+    faults = iter([True, False])
+
+    def gate() -> ServiceError | None:
+        if next(faults):
+            raise ZeroDivisionError("secret")
+        return None
+
+    with serving(echo, gate=gate) as served:
+        code, details, _ = error_of(served.call)
+        assert code is grpc.StatusCode.INTERNAL
+        assert details == f"internal error while admitting a call of {METHOD}: ZeroDivisionError"
+        assert served.call(b"m") == b"echo m"
+    assert any(record.exc_info for record in caplog.records)
 
 
 def test_bytes_beyond_the_bound_are_refused() -> None:
