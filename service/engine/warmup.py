@@ -89,9 +89,9 @@ def samples(config: ModelConfig, directory: Path) -> list[Sample]:
         tried = [_configured(config, warmup, directory) for warmup in config.warmups]
     else:
         has_open = any(-1 in spec.shape for spec in config.inputs)
-        sizes = OPEN_DIMENSIONS if has_open else OPEN_DIMENSIONS[:1]
+        sizes: tuple[int, ...] = OPEN_DIMENSIONS[:1]
         if has_open:
-            sizes = tuple(size for size in sizes if _elements(config, size) <= MAX_GENERATED)
+            sizes = tuple(size for size in OPEN_DIMENSIONS if _elements(config, size) <= MAX_GENERATED)
         tried = [_generated(config, size, fill) for size in sizes for fill in (0, 1)]
     shapes: dict[object, ShapeClass] = {}
     return [replace(sample, shape=shapes.setdefault(sample.shape.shapes, sample.shape)) for sample in tried]
@@ -201,11 +201,25 @@ def batch_arrays(rows: Sequence[Sample], config: ModelConfig) -> dict[str, tuple
 
 
 def requests(sample: Sample, config: ModelConfig, rows: int) -> list[Segment]:
-    """`rows` single-row requests of a sample, as a batch's segments."""
+    """A batch of `rows` rows of a sample as its segments: requests of one row each, or one request of all rows where
+    requests are not joined."""
+    if not config.batched:
+        rows = 1
+    inputs, count = sample.inputs, rows
+    if not config.joins_requests and rows > 1:
+        inputs = tuple(_repeated(d, rows) if s.batched else d for s, d in zip(config.inputs, inputs, strict=True))
+        count = 1
+    each = rows // count
     return [
-        Segment(InferenceRequest(1, 0, NEVER_NS, 1, sample.shape, sample.inputs, _NOBODY, None, b""), 0, 1)
-        for _ in range(rows if config.batched else 1)
+        Segment(InferenceRequest(each, 0, NEVER_NS, 1, sample.shape, inputs, _NOBODY, None, b""), 0, each)
+        for _ in range(count)
     ]
+
+
+def _repeated(data: InputData | None, rows: int) -> InputData | None:
+    if data is None:
+        return None
+    return np.tile(data, rows) if isinstance(data, np.ndarray) else bytes(data) * rows
 
 
 def first_run(instance: Instance, config: ModelConfig, candidates: Sequence[Sample]) -> tuple[Sample | None, str]:

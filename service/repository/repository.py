@@ -48,13 +48,15 @@ class LoadProgress(Protocol):
 
 @dataclass(slots=True)
 class Entry:
-    """A version (or, with None, a model that has none) and its state. `reason` says why it is not ready."""
+    """A version (or, with None, a model that has none) and its state. `reason` says why it is not ready;
+    `wanted`: the model's version policy asks for it."""
 
     name: str
     version: int | None
     state: VersionState
     reason: str = ""
     loaded: Loaded | None = None
+    wanted: bool = False
 
 
 class ModelRepository:
@@ -161,7 +163,8 @@ class ModelRepository:
         available = [files.version for files in model.versions]
         wanted = () if model.error else versions_to_serve(available, model.version_policy)
         entries: dict[int | None, Entry] = {
-            version: Entry(model.name, version, VersionState.UNAVAILABLE) for version in available
+            version: Entry(model.name, version, VersionState.UNAVAILABLE, wanted=version in wanted)
+            for version in available
         }
         for version in missing_versions(available, model.version_policy):
             reason = f"version_policy names version {version}, but there is no such version"
@@ -242,7 +245,11 @@ def parse_version(text: str, name: str) -> int:
 def _because(entry: Entry) -> str:
     if entry.reason:
         return f": {entry.reason}"
-    return ": it is loading" if entry.state is VersionState.LOADING else ""
+    if entry.state is VersionState.LOADING:
+        return ": it is loading"
+    if entry.state is not VersionState.UNAVAILABLE:
+        return ""
+    return ": it waits to be loaded" if entry.wanted else ": version_policy does not serve it"
 
 
 def _facts(loaded: Loaded) -> dict[str, Any]:
