@@ -540,4 +540,3 @@ def test_the_state_tells_what_waits(serve: Any) -> None:
     served.answers.wait(2)
     served.settle()
     assert served.model.state().pending_rows == 0
-    assert served.model.usual_batch == 4

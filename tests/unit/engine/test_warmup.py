@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -289,3 +290,13 @@ def test_an_unbatched_model_is_measured_at_one(tmp_path: Path) -> None:
     found = measure(instance, config, sample, 1, None, 50 * NS_PER_MS)
     assert list(found.table) == [1]
     assert found.table[1].p50_ns > 0
+
+
+def test_what_is_not_joined_is_measured_as_one_request(tmp_path: Path) -> None:
+    """A model whose outputs do not follow the rows: batches of several requests would fail."""
+    config = replace(config_of([X], [Y]), dynamic_batching=None)
+    sample = samples(config, tmp_path)[0]
+    (segment,) = requests(sample, config, 5)
+    assert (segment.rows, segment.request.rows) == (5, 5)
+    assert np.array_equal(np.frombuffer(segment.request.inputs[0], "float32"), np.tile(values(sample), 5))
+    assert [s.rows for s in requests(sample, config_of([X], [Y]), 5)] == [1] * 5
