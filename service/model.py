@@ -120,9 +120,9 @@ class Model:
             self._shard().record_cancelled(request.arrival_ns, now_ns(), request.deadline_ns)
 
     @property
-    def usual_batch(self) -> int:
-        """Rows of the last batch: about what its device will take next."""
-        return self._last_rows
+    def supplied(self) -> bool:
+        """Whether as many rows are waiting as the last batch took: the device will not lack work next."""
+        return self.queue.pending_rows >= self._last_rows
 
     def offered(self) -> tuple[int, int]:
         """Requests that came to the queue so far, and those of them refused for want of time."""

@@ -46,14 +46,14 @@ class InferenceHandler:
         at_ns = now_ns()
         if at_ns >= self._window_end_ns:
             self._next_window(at_ns)
-        if self._thinning.share and self._thinning.refuses() and self._all_have_work():
+        if self._thinning.share and self._thinning.refuses() and self._all_supplied():
             self._thinned += 1
             return Overloaded("the server is overloaded: the models asked for refuse most requests", WINDOW_NS)
         return None
 
-    def _all_have_work(self) -> bool:
-        """Whether every model in demand has more waiting than its next batch takes."""
-        return all(model.queue.pending_rows >= model.usual_batch for model in self._seen)
+    def _all_supplied(self) -> bool:
+        """Whether every model in demand has as much waiting as its device takes next."""
+        return all(model.supplied for model in self._seen)
 
     def _next_window(self, at_ns: int) -> None:
         self._window_end_ns = at_ns + WINDOW_NS

@@ -6,7 +6,7 @@ refuse most of what arrives, a share of the calls is refused at once, leaving `H
 served: enough to choose from, since the scheduler serves the newest requests it can.
 
 A call refused unseen could have been for any model. Therefore nothing is turned away unless every model that had
-requests lately is refusing a large share of them, and has more rows waiting than its device takes next.
+requests lately is refusing a large share of them, and has as many rows waiting as its device took last.
 
 A value machine: it is told the time and what happened, and answers with a share between 0 and 1.
 """

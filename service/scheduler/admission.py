@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S
-from service.scheduler.lane import Lane, LaneKind
+from service.scheduler.lane import BEST_EFFORT, DEADLINE, EAGER, Lane
 from service.scheduler.queue import ModelQueue
-from service.scheduler.types import QueuedRequest, Refusal, RefusalReason, RequestState
+from service.scheduler.types import GONE, QueuedRequest, Refusal, RefusalReason
 
 PROBE_NS = NS_PER_S  # a request believed unreachable is tried this often, so that a wrong belief ends
 PROBE_RUNS = 20  # ... but takes at most one part in 20 of a slow model's time
@@ -54,7 +54,7 @@ class Admission:
 
     def shed(self, lane: Lane, free_ns: int, now_ns: int) -> Sequence[Refusal]:
         """Let go of the requests at the head of `lane` that are doomed when the next batch starts at `free_ns`."""
-        if lane.kind is not LaneKind.DEADLINE:
+        if lane.kind is not DEADLINE:
             return NOTHING
         forecast = 0
         eagerness = lane.queue.policy.shed_eagerness
@@ -62,7 +62,9 @@ class Admission:
             forecast = int(eagerness * lane.arrivals.expected_within(free_ns - now_ns))
         # Where other models may take the slot first, the window at `free_ns` is not what will run: giving up requests
         # for it would be giving them up for nothing (docs/adr/0004-scheduler-shared-devices.md).
-        shared = any(len(device.active) > len(lane.queue.active) for device in lane.queue.devices)
+        queue, shared = lane.queue, False
+        for device in queue.devices:
+            shared = shared or len(device.active) > len(queue.active)
         count = lane.hopeless(free_ns) if shared else lane.doomed(free_ns, forecast)
         # When nobody would make it nobody is in anybody's way: the batch before may yet end sooner than predicted.
         if not count or (count == lane.count and not forecast):
@@ -81,7 +83,7 @@ class Admission:
         full already. And it is the cheapest refusal there is, the soonest, and what bounds the queue. Judged without
         the quantile: a promise to others must be certain to be worth a refusal.
         """
-        if lane.kind is not LaneKind.DEADLINE or not lane.count:
+        if lane.kind is not DEADLINE or not lane.count:
             return False
         full, rest = divmod(lane.rows, lane.cap_rows)
         if full < MIN_FULL_BATCHES:
@@ -117,7 +119,7 @@ class Admission:
             queue.probes += 1
             queue.accepted += 1
             request.demoted = True
-            self.place(queue, request, queue.soft_lane_for(request, LaneKind.EAGER))
+            self.place(queue, request, queue.soft_lane_for(request, EAGER))
             return NOTHING
         if request.deadline_ns > now_ns and self.keep(queue, request):
             queue.accepted += 1
@@ -141,7 +143,7 @@ class Admission:
         if not kept or request.demoted or request.rows > queue.cap_rows(request.shape):
             return False
         request.demoted = True
-        self.place(queue, request, queue.soft_lane_for(request, LaneKind.BEST_EFFORT))
+        self.place(queue, request, queue.soft_lane_for(request, BEST_EFFORT))
         return True
 
     def refuse_arrival(
@@ -154,7 +156,7 @@ class Admission:
     def _refusal(
         self, queue: ModelQueue, request: QueuedRequest, reason: RefusalReason, free_ns: int, now_ns: int
     ) -> Refusal:
-        request.state = RequestState.GONE
+        request.state = GONE
         request.lane = None
         queue.refused[reason] += 1
         wait_ns = max(0, free_ns - now_ns) + queue.latency.estimate(request.shape, request.rows, request.cost)

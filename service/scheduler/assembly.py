@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from service.batch import CloseReason
 from service.clock import NEVER_NS
-from service.scheduler.lane import Lane, LaneKind
+from service.scheduler.lane import OVERSIZE, Lane
 from service.scheduler.queue import ModelQueue
-from service.scheduler.types import RequestState, Segment
+from service.scheduler.types import RUNNING, Segment
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ def assemble(lane: Lane, start_ns: int) -> Batch:
     others: list[Lane] = []
     if len(queue.active) > 1:
         others = [other for other in queue.active if other is not lane and other.shape == lane.shape]
-    batch = _segment(lane) if lane.kind is LaneKind.OVERSIZE else _window(lane, others, start_ns)
+    batch = _segment(lane) if lane.kind is OVERSIZE else _window(lane, others, start_ns)
     if others and batch.rows < lane.cap_rows:
         _fill(batch, lane, [other for other in others if other.count], start_ns)
     index = lane.curve.index(batch.rows)
@@ -69,10 +69,10 @@ def _segment(lane: Lane) -> Batch:
     done = request.dispatched_rows == request.rows
     if done:
         lane.pop(1)
-        request.state = RequestState.RUNNING
+        request.state = RUNNING
         request.lane = None
     _leave(lane.queue, request.priority, int(done), rows)
-    reason = CloseReason.DRAINED if request.state is RequestState.RUNNING else CloseReason.FULL
+    reason = CloseReason.DRAINED if request.state is RUNNING else CloseReason.FULL
     return Batch([segment], rows, rows, 0, request.deadline_ns, reason)
 
 
@@ -96,7 +96,7 @@ def _window(lane: Lane, others: list[Lane], start_ns: int) -> Batch:
     segments: list[Segment] = []
     for request in taken:
         size = request.dispatched_rows = request.rows
-        request.state = RequestState.RUNNING
+        request.state = RUNNING
         request.lane = None
         segments.append(Segment(request, 0, size))
     _leave(lane.queue, lane.priority, count, rows)
@@ -129,7 +129,7 @@ def _fill(batch: Batch, lane: Lane, others: list[Lane], start_ns: int) -> None:
     """Let requests of other lanes ride along: from other deadline classes while every deadline in the batch is met,
     from lower priorities and best effort inside the padding."""
     curve, factor, cap = lane.curve, lane.latency.factor, lane.cap_rows
-    whole = [other for other in others if other.kind is not LaneKind.OVERSIZE]
+    whole = [other for other in others if other.kind is not OVERSIZE]
     peers = [other for other in whole if other.rank <= lane.rank | 1]
     while peers and batch.rows < cap:
         peer = min(peers, key=_head_deadline_ns)
@@ -157,7 +157,7 @@ def _fill(batch: Batch, lane: Lane, others: list[Lane], start_ns: int) -> None:
 def _ride(batch: Batch, lane: Lane) -> None:
     (request,) = lane.pop(1)
     request.dispatched_rows = request.rows
-    request.state = RequestState.RUNNING
+    request.state = RUNNING
     request.lane = None
     _leave(lane.queue, request.priority, 1, request.rows)
     batch.segments.append(Segment(request, 0, request.rows))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from service.clock import NS_PER_MS, NS_PER_S
+from service.scheduler.latency import FIRST_QUANTILE
 from service.scheduler.types import Dispatch, Slot
 
 if TYPE_CHECKING:
@@ -43,9 +44,16 @@ class SlotState:
             return now_ns
         if self.free_ns <= now_ns:
             oldest = self.running[0]
-            overdue_ns = now_ns - oldest.start_ns - oldest.expected_ns
+            overdue_ns = now_ns - oldest.start_ns - _likely_ns(oldest)
             self.free_ns = now_ns + max(1, min(overdue_ns, int(OVERDUE_SHARE * oldest.expected_ns)))
         return self.free_ns
+
+    def due_at(self, now_ns: int) -> int:
+        """When it can be promised to be free: what a batch staged behind the running one is planned with."""
+        if not self.running:
+            return now_ns
+        last = self.running[-1]
+        return max(self.free_at(now_ns), last.start_ns + last.expected_ns)
 
     def stalled(self, now_ns: int) -> bool:
         """Whether its batch has taken so long that it is not to be counted on."""
@@ -58,7 +66,7 @@ class SlotState:
     def begin(self, dispatch: Dispatch) -> None:
         """Take a batch that is to start at its `start_ns`."""
         self.running.append(dispatch)
-        self.free_ns = dispatch.start_ns + dispatch.expected_ns
+        self.free_ns = dispatch.start_ns + _likely_ns(dispatch)
         self.device.refresh()
 
     def end(self, dispatch: Dispatch, now_ns: int) -> None:
@@ -66,8 +74,18 @@ class SlotState:
         self.running.remove(dispatch)
         if self.running:
             self.running[0].start_ns = now_ns
-            self.free_ns = now_ns + self.running[0].expected_ns
+            self.free_ns = now_ns + _likely_ns(self.running[0])
         self.device.refresh()
+
+
+def _likely_ns(dispatch: Dispatch) -> int:
+    """How long a batch likely takes: its average and the margin of a quiet device, at most what was promised.
+
+    When a slot will be free is not a promise. On a noisy device the quantile that promises are made with is far above
+    the average, and would give up requests that the next batch can still take.
+    """
+    average_ns = dispatch.expected_ns / dispatch.queue.latency.quantile
+    return min(dispatch.expected_ns, int(average_ns * FIRST_QUANTILE))
 
 
 class DeviceState:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from service.clock import NEVER_NS
 from service.scheduler.gaps import ArrivalStatistics
-from service.scheduler.types import QueuedRequest, RequestState
+from service.scheduler.types import GONE, QUEUED, QueuedRequest
 from service.scheduler.window import Run, largest_window, prefix
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class LaneKind(enum.Enum):
     OVERSIZE = "oversize"  # larger than a batch: one after another, in segments
     BEST_EFFORT = "best_effort"  # doomed but kept: padding and idle slots only
 
+
+DEADLINE, EAGER, OVERSIZE, BEST_EFFORT = LaneKind
 
 # Rank of best effort: after every priority.
 LAST_RANK = 1 << 62
@@ -91,8 +93,8 @@ class Lane:
         self.cap_rows = cap_rows
         self.latency = queue.latency
         self.curve = queue.latency.curve(shape, cost)
-        soft = kind is LaneKind.EAGER or budget_ns >= NEVER_NS
-        self.rank = LAST_RANK if kind is LaneKind.BEST_EFFORT else 2 * priority + soft
+        soft = kind is EAGER or budget_ns >= NEVER_NS
+        self.rank = LAST_RANK if kind is BEST_EFFORT else 2 * priority + soft
         self.patience_ns = queue.policy.max_queue_ns
         self._items: list[QueuedRequest] = []
         self._ends: list[int] = []  # rows up to and including the item, counted since the lane was made
@@ -140,7 +142,7 @@ class Lane:
         """Add a request behind those with an earlier or the same deadline."""
         items = self._items
         request.lane = self
-        request.state = RequestState.QUEUED
+        request.state = QUEUED
         self.end += request.rows
         self.count += 1
         self.dirty = True
@@ -157,7 +159,7 @@ class Lane:
 
     def cancel(self, request: QueuedRequest) -> None:
         """Take out a request anywhere in the lane. Costs O(1) now and one pass over the lane at its next use."""
-        request.state = RequestState.GONE
+        request.state = GONE
         request.lane = None
         self.stale += 1
         self.count -= 1
@@ -228,9 +230,9 @@ class Lane:
         self.sacrificed = 0
         if self.stale:
             self._compact()
-        if self.kind is LaneKind.DEADLINE:
+        if self.kind is DEADLINE:
             return self._settle_window(start_ns)
-        if self.kind is LaneKind.OVERSIZE:
+        if self.kind is OVERSIZE:
             return self._settle_oversize(start_ns)
         return self._settle_soft(start_ns)
 
@@ -281,7 +283,7 @@ class Lane:
 
     def _settle_soft(self, start_ns: int) -> list[QueuedRequest]:
         left: list[QueuedRequest] = []
-        if self.kind is LaneKind.BEST_EFFORT:
+        if self.kind is BEST_EFFORT:
             # Kept in the hope of an idle slot; one that never came is an answer too.
             while self.count and self._items[self._passed].arrival_ns + self.patience_ns < start_ns:
                 left += self.pop(1)
@@ -322,7 +324,7 @@ class Lane:
         return left
 
     def _compact(self) -> None:
-        self._items = [item for item in self._items[self._passed :] if item.state is RequestState.QUEUED]
+        self._items = [item for item in self._items[self._passed :] if item.state is QUEUED]
         self.end = sum(item.rows for item in self._items)
         self._ends = list(accumulate(item.rows for item in self._items))
         self._passed = 0

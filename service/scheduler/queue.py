@@ -12,7 +12,7 @@ from collections.abc import Hashable
 
 from service.clock import NEVER_NS
 from service.scheduler.device import DeviceState
-from service.scheduler.lane import Lane, LaneKind
+from service.scheduler.lane import DEADLINE, EAGER, OVERSIZE, Lane, LaneKind
 from service.scheduler.latency import LatencyModel
 from service.scheduler.policy import QueuePolicy
 from service.scheduler.types import QueuedRequest, RefusalReason
@@ -127,16 +127,16 @@ class ModelQueue:
             and last.priority == priority
             and last.shape == shape
             and request.rows <= last.cap_rows
-            and last.kind is not LaneKind.OVERSIZE
+            and last.kind is not OVERSIZE
         ):
             return last
         cap = self.cap_rows(shape)
         if request.rows > cap:
-            kind = LaneKind.OVERSIZE
+            kind = OVERSIZE
         else:
-            kind = LaneKind.DEADLINE if request.deadline_ns < NEVER_NS else LaneKind.EAGER
+            kind = DEADLINE if request.deadline_ns < NEVER_NS else EAGER
         lane = self._lane(shape, priority, self._deadline_class(budget_ns), kind, budget_ns, request.cost)
-        if kind is not LaneKind.OVERSIZE:
+        if kind is not OVERSIZE:
             self.last_lane = lane
         return lane
 

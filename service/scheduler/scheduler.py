@@ -18,17 +18,19 @@ from service.scheduler.admission import NOTHING, Admission
 from service.scheduler.assembly import assemble, preferred_rows
 from service.scheduler.device import MAX_BATCHES_PER_SLOT, DeviceState, SlotState
 from service.scheduler.gaps import GAP_SHARE
-from service.scheduler.lane import LAST_RANK, Lane, LaneKind
+from service.scheduler.lane import DEADLINE, EAGER, LAST_RANK, OVERSIZE, Lane
 from service.scheduler.latency import LatencyModel
 from service.scheduler.policy import QueuePolicy
 from service.scheduler.queue import ModelQueue
 from service.scheduler.types import (
+    GONE,
+    QUEUED,
+    RUNNING,
     Dispatch,
     Idle,
     QueuedRequest,
     Refusal,
     RefusalReason,
-    RequestState,
     Slot,
     WaitUntil,
 )
@@ -74,7 +76,7 @@ class Scheduler:
             waiting += lane.items()
             self._admission.deactivate(lane)
         for request in waiting:
-            request.state = RequestState.GONE
+            request.state = GONE
             request.lane = None
         queue.pending_requests = queue.pending_rows = 0
         queue.pending_by_priority.clear()
@@ -110,7 +112,7 @@ class Scheduler:
             self._admission.place(queue, request, lane)
             queue.accepted += 1
             return NOTHING
-        if lane.kind is LaneKind.OVERSIZE:
+        if lane.kind is OVERSIZE:
             alone_ns = float(lane.latency.estimate(request.shape, rows, request.cost))
         else:
             alone_ns = curve.ns[curve.index(rows)] * factor
@@ -129,7 +131,7 @@ class Scheduler:
     def cancel(self, request: QueuedRequest) -> bool:
         """Take a request out of its queue; False when it is not (any more) waiting."""
         lane = request.lane
-        if lane is None or request.state is not RequestState.QUEUED:
+        if lane is None or request.state is not QUEUED:
             return False
         lane.cancel(request)
         queue = lane.queue
@@ -169,7 +171,7 @@ class Scheduler:
             raise ValueError(f"slot {slot} has {len(state.running)} batches already; report one as completed first")
         device = state.device
         device.parked.pop(slot, None)
-        start_ns = max(now_ns + self._lead_ns, state.free_at(now_ns))
+        start_ns = max(now_ns + self._lead_ns, state.due_at(now_ns))
         refused: list[Refusal] = []
         held: dict[Lane, int] = {}
         looked_again = False
@@ -233,9 +235,10 @@ class Scheduler:
         best: Lane | None = None
         urgent: Lane | None = None
         ready: list[Lane] = []
+        name = device.name
         for lane in tuple(device.active):
             queue = lane.queue
-            if queue.running[device.name] >= queue.policy.max_concurrent or lane in held:
+            if (queue.running[name] >= queue.policy.max_concurrent) or lane in held:
                 continue
             if lane.dirty or (lane.latest_ns < start_ns and lane.settled_ns != start_ns):
                 self._settle(lane, start_ns, now_ns, refused)
@@ -273,13 +276,13 @@ class Scheduler:
         policy = lane.queue.policy
         if rows >= lane.cap_rows or rows < lane.rows:
             return 0
-        if lane.kind is LaneKind.EAGER:
+        if lane.kind is EAGER:
             if policy.slo_ns is not None or not policy.max_queue_delay_ns or lane.rows in policy.preferred_rows:
                 return 0
             if policy.preferred_rows and preferred_rows(lane, rows) < rows:
                 return 0
             return lane.head.arrival_ns + policy.max_queue_delay_ns
-        if lane.kind is not LaneKind.DEADLINE or not lane.arrivals.clumpy:
+        if lane.kind is not DEADLINE or not lane.arrivals.clumpy:
             return 0
         curve, factor = lane.curve, lane.latency.factor
         head = lane.head
@@ -292,7 +295,7 @@ class Scheduler:
     def _dispatch(self, state: SlotState, lane: Lane, start_ns: int, now_ns: int, refused: list[Refusal]) -> Dispatch:
         queue = lane.queue
         batch = assemble(lane, start_ns)
-        probing = queue.probe is not None and queue.probe.state is RequestState.RUNNING
+        probing = queue.probe is not None and queue.probe.state is RUNNING
         if probing:
             queue.probe = None
         if len(queue.active) > 1:
@@ -321,7 +324,7 @@ class Scheduler:
         queue.batches += 1
         queue.dispatched_rows += batch.rows
         queue.padded_rows += batch.bucket - batch.rows
-        if lane.count and lane.kind is LaneKind.DEADLINE:
+        if lane.count and lane.kind is DEADLINE:
             # What is left behind may be doomed by the batch just closed: say so now.
             free_ns = self._admission.free_ns(queue, now_ns)
             if free_ns > now_ns:

@@ -48,7 +48,7 @@ class SubmittingModel(FakeModel):
     cancelled: list[InferenceRequest]
     # What it says of itself: requests refused so far, whether it has work; calls it never saw.
     refused: int
-    busy: bool
+    supplied: bool
     unseen: int
 
     __hash__ = object.__hash__
@@ -71,7 +71,7 @@ def serving(slo_ns: int | None = None) -> tuple[InferenceHandler, SubmittingMode
     served = SubmittingModel(plain.name, plain.inputs, plain.outputs)
     served.policy = QueuePolicy(name="m", devices=("cpu",), max_batch_rows=8, slo_ns=slo_ns)
     served.submitted, served.cancelled = [], []
-    served.refused, served.busy, served.unseen = 0, False, 0
+    served.refused, served.supplied, served.unseen = 0, False, 0
     registry = MetricsRegistry()
     return InferenceHandler(FakeRepository(served), registry), served, registry  # type: ignore[arg-type]
 
@@ -211,10 +211,10 @@ def overload(clock: Clock, handler: InferenceHandler, served: SubmittingModel, w
 
 
 def test_the_gate_is_open_while_requests_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However busy the model is: without refusals every call is read."""
+    """However supplied the model is: without refusals every call is read."""
     clock = Clock(monkeypatch)
     handler, served, _ = serving()
-    served.busy = True
+    served.supplied = True
     for _ in range(100):
         clock.ns += WINDOW_NS // 3
         assert handler.gate() is None
@@ -226,7 +226,7 @@ def test_the_gate_turns_calls_away_in_deep_overload(monkeypatch: pytest.MonkeyPa
     """Most, never all; each is counted as a refusal of the model it was meant for."""
     clock = Clock(monkeypatch)
     handler, served, _ = serving()
-    served.busy = True
+    served.supplied = True
     turned_away, calls = overload(clock, handler, served, 20)
     assert calls // 4 < turned_away < calls
     assert len(served.submitted) == calls - turned_away
@@ -239,7 +239,7 @@ def test_the_gate_is_open_while_a_model_in_demand_is_idle(monkeypatch: pytest.Mo
     """A device that has nothing to do can take the next call, however much was refused before."""
     clock = Clock(monkeypatch)
     handler, served, _ = serving()
-    served.busy = False
+    served.supplied = False
     assert overload(clock, handler, served, 20)[0] == 0
 
 
@@ -247,7 +247,7 @@ def test_the_gate_forgets_a_model_that_nobody_asks_for(monkeypatch: pytest.Monke
     """After windows without requests the gate is open again, and the model is not asked any more."""
     clock = Clock(monkeypatch)
     handler, served, _ = serving()
-    served.busy = True
+    served.supplied = True
     overload(clock, handler, served, 10)
     clock.ns += WINDOW_NS
     handler.gate()
