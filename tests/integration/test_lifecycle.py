@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -106,6 +107,17 @@ def health(server: RunningServer, name: str = "") -> Any:
     return health_pb2_grpc.HealthStub(server.channel()).Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
 
 
+def wait_queued(server: RunningServer, model: str, count: int) -> None:
+    """Wait until `count` requests for `model` wait in its queue: they have been accepted, and so have those before."""
+    line = f'onclock_queue_requests{{model="{model}",version="1"}} {count}\n'
+    end = time.monotonic() + HANG_S
+    while True:
+        with urllib.request.urlopen(server.metrics_url, timeout=10) as page:
+            if line in page.read().decode():
+                return
+        assert time.monotonic() < end, f"never {count} requests for {model} in the queue"
+
+
 # Stopping
 
 
@@ -143,7 +155,7 @@ def test_stop_under_load(repository: Path) -> None:
 
 def test_not_ready_comes_before_the_first_refusal(repository: Path) -> None:
     """Whoever is refused because of the stop can see that the server is not ready; it stays alive until the end."""
-    with running_server(repository) as server:
+    with running_server(repository, "--metrics-port", "0") as server:
         client = Client(server.channel())
         changes: list[int] = []
         watching = threading.Event()
@@ -162,7 +174,7 @@ def test_not_ready_comes_before_the_first_refusal(repository: Path) -> None:
         assert watching.wait(HANG_S)
         assert client.call("ServerReady").ready
         long = [client.infer_future(request("long", {"x": X})) for _ in range(2)]
-        client.call("ServerLive")
+        wait_queued(server, "long", 1)
         server.process.send_signal(signal.SIGTERM)
         refused = first_refusal(client)
         assert refused.code() is grpc.StatusCode.UNAVAILABLE
@@ -195,15 +207,16 @@ def first_refusal(client: Client) -> Any:
 
 def test_a_second_signal_changes_nothing(repository: Path) -> None:
     """SIGTERM and SIGINT while it drains: what was accepted is still answered, the exit code is still 0."""
-    with running_server(repository) as server:
+    with running_server(repository, "--metrics-port", "0") as server:
         client = Client(server.channel())
-        long = client.infer_future(request("long", {"x": X}))
-        client.call("ServerLive")
+        long = [client.infer_future(request("long", {"x": X})) for _ in range(2)]
+        wait_queued(server, "long", 1)
         server.process.send_signal(signal.SIGTERM)
         server.wait_for_log("draining")
         server.process.send_signal(signal.SIGTERM)
         server.process.send_signal(signal.SIGINT)
-        assert np.array_equal(arrays(long.result(timeout=HANG_S))["y"], X)
+        for future in long:
+            assert np.array_equal(arrays(future.result(timeout=HANG_S))["y"], X)
         assert server.wait_exit() == 0
         assert len(server.log_lines("draining")) == 1
 
@@ -213,10 +226,10 @@ def test_the_grace_period_ends_a_stop(tmp_path: Path) -> None:
     # Warm-up asks for no rounds, the requests for so many that they take minutes.
     write_model(tmp_path, "endless", onnx_models.looping())
     endless = request("endless", {"x": X, "times": np.array(10**9)})
-    with running_server(tmp_path, "--grace-period-s", "0.3") as server:
+    with running_server(tmp_path, "--grace-period-s", "0.3", "--metrics-port", "0") as server:
         client = Client(server.channel())
         futures = [client.infer_future(endless, timeout=60) for _ in range(3)]
-        client.call("ServerLive")
+        wait_queued(server, "endless", 2)
         began_s = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         assert server.wait_exit(15) == 0
