@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from service.batch import CloseReason
 from service.clock import NEVER_NS
+from service.scheduler.hold import preferred_rows
 from service.scheduler.lane import OVERSIZE, Lane
 from service.scheduler.queue import ModelQueue
 from service.scheduler.types import RUNNING, Segment
@@ -49,14 +50,6 @@ def assemble(lane: Lane, start_ns: int) -> Batch:
         elif any(other.count for other in queue.active if other is not lane):
             batch.reason = CloseReason.SHAPE
     return batch
-
-
-def preferred_rows(lane: Lane, rows: int) -> int:
-    """The largest stated preferred size within `rows`, when the model has no objective and states any; else `rows`."""
-    policy = lane.queue.policy
-    if policy.slo_ns is not None or not policy.preferred_rows:
-        return rows
-    return max((size for size in policy.preferred_rows if size <= rows), default=rows)
 
 
 def _segment(lane: Lane) -> Batch:

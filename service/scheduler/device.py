@@ -104,8 +104,9 @@ class DeviceState:
 
     def refresh(self) -> None:
         """Recompute what `free_at` answers from; there are a handful of slots."""
-        self.idle = sum(not slot.running for slot in self.slots)
-        self.earliest_ns = min((slot.free_ns for slot in self.slots if slot.running), default=0)
+        busy = [slot.free_ns for slot in self.slots if slot.running]
+        self.idle = len(self.slots) - len(busy)
+        self.earliest_ns = min(busy) if busy else 0
 
     def free_at(self, now_ns: int) -> int:
         """When the earliest slot is predicted to be free; `now_ns` when one is."""

@@ -67,6 +67,7 @@ class Lane:
         "rank",
         "sacrificed",
         "settled_ns",
+        "settled_version",
         "shape",
         "stale",
         "wide",
@@ -109,6 +110,7 @@ class Lane:
         self.sacrificed = 0  # requests at the head that the window leaves behind
         self.latest_ns = 0
         self.settled_ns = -1
+        self.settled_version = -1
         self.arrivals = ArrivalStatistics(budget_ns, queue.policy.shed_eagerness > 0.0)
 
     @property
@@ -222,11 +224,16 @@ class Lane:
         least_ns = start_ns + int(self.curve.ns[0] * self.latency.factor)
         return bisect_left(self._items, least_ns, lo=self._passed, key=_deadline_of) - self._passed
 
+    def settled(self, start_ns: int) -> bool:
+        """Whether the window was found for this very start, with the present estimates."""
+        return self.settled_ns == start_ns and self.settled_version == self.latency.version
+
     def settle(self, start_ns: int) -> list[QueuedRequest]:
         """Find the window for a batch that starts at `start_ns`. Returns the requests that can be in no batch then:
         they have left the lane. Those that only this window leaves behind stay until `commit`."""
         self.dirty = False
         self.settled_ns = start_ns
+        self.settled_version = self.latency.version
         self.sacrificed = 0
         if self.stale:
             self._compact()

@@ -146,6 +146,7 @@ class LatencyModel:
         self.level = 0.9
         self.prediction_cv = 0.0
         self.factor = self.scale * self.quantile  # what a curve's nanoseconds are multiplied with
+        self.version = 0  # changes whenever an estimate may have
         self._ratios: deque[float] = deque(maxlen=WINDOW)
         self._batches = 0
         self._curves: dict[Hashable, Curve] = {}
@@ -184,6 +185,7 @@ class LatencyModel:
         """Learn from a batch of `rows` that took `actual_ns`, of which `late_rows` were answered too late."""
         curve = self.curve(shape, 0)
         index = curve.index(rows)
+        self.version += 1
         weight = min(1.0, rows / FULL_WEIGHT_ROWS)
         level = self.level + LEVEL_STEP * (late_rows / rows - LATE_TARGET) * weight
         self.level = min(max(level, LEVEL_LOW), LEVEL_HIGH)
@@ -203,6 +205,7 @@ class LatencyModel:
         """Believe one run outright: a probe, made because the estimate let nothing else run."""
         curve = self.curve(shape, 0)
         index = curve.index(rows)
+        self.version += 1
         if curve.ns[index] and actual_ns > 0:
             self.scale = actual_ns / curve.ns[index]
         else:

@@ -131,10 +131,9 @@ class ModelQueue:
         ):
             return last
         cap = self.cap_rows(shape)
+        kind = DEADLINE if request.deadline_ns < NEVER_NS else EAGER
         if request.rows > cap:
             kind = OVERSIZE
-        else:
-            kind = DEADLINE if request.deadline_ns < NEVER_NS else EAGER
         lane = self._lane(shape, priority, self._deadline_class(budget_ns), kind, budget_ns, request.cost)
         if kind is not OVERSIZE:
             self.last_lane = lane

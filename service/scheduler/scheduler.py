@@ -15,10 +15,10 @@ from collections.abc import Hashable, Sequence
 
 from service.clock import NEVER_NS
 from service.scheduler.admission import NOTHING, Admission
-from service.scheduler.assembly import assemble, preferred_rows
+from service.scheduler.assembly import assemble
 from service.scheduler.device import MAX_BATCHES_PER_SLOT, DeviceState, SlotState
-from service.scheduler.gaps import GAP_SHARE
-from service.scheduler.lane import DEADLINE, EAGER, LAST_RANK, OVERSIZE, Lane
+from service.scheduler.hold import hold_until_ns
+from service.scheduler.lane import DEADLINE, LAST_RANK, OVERSIZE, Lane
 from service.scheduler.latency import LatencyModel
 from service.scheduler.policy import QueuePolicy
 from service.scheduler.queue import ModelQueue
@@ -183,12 +183,13 @@ class Scheduler:
                     break
                 looked_again = True
                 continue
-            if lane.settled_ns != start_ns:  # settled before: estimates may have changed since
+            if not lane.settled(start_ns):  # settled before: estimates may have changed since
                 self._settle(lane, start_ns, now_ns, refused)
                 if not lane.count:
                     continue
-            self._commit(lane, start_ns, now_ns, refused)
-            until_ns = self._hold_ns(lane)
+            if lane.sacrificed or len(lane.queue.active) > 1:
+                self._commit(lane, start_ns, now_ns, refused)
+            until_ns = hold_until_ns(lane)
             if until_ns <= start_ns:
                 return self._dispatch(state, lane, start_ns, now_ns, refused)
             lane.held = True
@@ -240,7 +241,7 @@ class Scheduler:
             queue = lane.queue
             if (queue.running[name] >= queue.policy.max_concurrent) or lane in held:
                 continue
-            if lane.dirty or (lane.latest_ns < start_ns and lane.settled_ns != start_ns):
+            if lane.dirty or (lane.latest_ns < start_ns and not lane.settled(start_ns)):
                 self._settle(lane, start_ns, now_ns, refused)
                 if not lane.count:
                     continue
@@ -269,28 +270,6 @@ class Scheduler:
             device.guard_ns = start_ns + GUARD_RUNS * self._expected_ns(urgent)
             return urgent
         return best
-
-    def _hold_ns(self, lane: Lane) -> int:
-        """Until when to wait for company before running `lane` (0 = do not)."""
-        rows = lane.window_rows
-        policy = lane.queue.policy
-        if rows >= lane.cap_rows or rows < lane.rows:
-            return 0
-        if lane.kind is EAGER:
-            if policy.slo_ns is not None or not policy.max_queue_delay_ns or lane.rows in policy.preferred_rows:
-                return 0
-            if policy.preferred_rows and preferred_rows(lane, rows) < rows:
-                return 0
-            return lane.head.arrival_ns + policy.max_queue_delay_ns
-        if lane.kind is not DEADLINE or not lane.arrivals.clumpy:
-            return 0
-        curve, factor = lane.curve, lane.latency.factor
-        head = lane.head
-        budget_ns = head.deadline_ns - head.arrival_ns
-        if (curve.ns[curve.index(rows)] + curve.ns[0]) * factor <= budget_ns:
-            return 0
-        last_moment_ns = head.deadline_ns - int(curve.ns[curve.index(rows + 1)] * factor)
-        return min(last_moment_ns, lane.arrivals.last_ns + int(GAP_SHARE * budget_ns))
 
     def _dispatch(self, state: SlotState, lane: Lane, start_ns: int, now_ns: int, refused: list[Refusal]) -> Dispatch:
         queue = lane.queue

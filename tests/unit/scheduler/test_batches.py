@@ -376,6 +376,15 @@ def test_preferred_sizes_close_a_batch() -> None:
     assert queue.pending_rows == 1
 
 
+def test_a_request_larger_than_a_preferred_size_runs_whole() -> None:
+    """A preferred size that the oldest request does not fit into is passed over, and never makes an empty batch."""
+    world = World()
+    queue = world.model(slo=None, preferred_rows=(2, 4))
+    world.fill(queue, [0], rows=3)
+
+    assert world.run(0).rows == 3
+
+
 def test_a_full_batch_does_not_wait() -> None:
     """A queue delay ends when the batch is full."""
     world = World()
