@@ -191,10 +191,36 @@ class Server:
         return ended
 
 
-def run(settings: Settings, progress: LoadProgress, stopping: threading.Event | None = None) -> int:
+class StopSignal:
+    """SIGTERM and SIGINT as something to wait for.
+
+    A handler runs between two instructions of the main thread, perhaps while that thread holds the lock of whatever it
+    waits on: setting a `threading.Event` there can deadlock. A flag and a byte in a pipe need no lock.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._read, self._write = os.pipe()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, _number: int, _frame: object) -> None:
+        if not self.requested:
+            self.requested = True
+            os.write(self._write, b"x")
+
+    def is_set(self) -> bool:
+        """Whether a signal has come."""
+        return self.requested
+
+    def wait(self) -> None:
+        """Return when a signal has come, or at once when one has."""
+        os.read(self._read, 1)
+
+
+def run(settings: Settings, progress: LoadProgress) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Called by the main thread."""
-    stop = stopping or threading.Event()
-    _on_signals(stop.set)
+    stop = StopSignal()
     try:
         server = Server(settings)
         server.start()
@@ -218,8 +244,3 @@ def run(settings: Settings, progress: LoadProgress, stopping: threading.Event | 
         logging.shutdown()
         os._exit(code)
     return code
-
-
-def _on_signals(action: Callable[[], None]) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: action())
