@@ -94,7 +94,9 @@ def test_imports_only_from_rows_above(path: Path) -> None:
         other = home(imported)
         assert other, f"{module} imports {imported}, which has no row"
         allowed = ROWS[other] < ROWS[own] or other == own or (own, other) in WITHIN_ROW
-        assert allowed or ROWS[own] == 0 == ROWS[other], f"{module} (row {ROWS[own]}) imports {imported} (row {ROWS[other]})"
+        assert allowed or ROWS[own] == 0 == ROWS[other], (
+            f"{module} (row {ROWS[own]}) imports {imported} (row {ROWS[other]})"
+        )
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
