@@ -119,7 +119,7 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
         ),
         "max_queue_ms": Parameter(
             "milliseconds above 0, at most an hour",
-            "Without an objective: the longest predicted wait that is still accepted. Default 1000.",
+            "Without an objective: the longest predicted wait that is still accepted. Default 30000.",
             _milliseconds(0.0),
             ours=True,
         ),

@@ -18,15 +18,17 @@ def queue_policy(
     notes: list[str] = []
     batching = config.dynamic_batching or DynamicBatching()
     objective = config.objective
-    max_rows = config.max_batch_size if config.joins_requests else 1
+    max_rows = max(1, config.max_batch_size)
     if measured is not None and config.joins_requests:
         max_rows, notes = _largest_batch(config, measured)
     # Padding to a ladder of sizes pays where sizes are captured or compiled; the CPU runs every size as it is.
-    padded = any(device.kind == "gpu" for device in devices)
+    # Nor may rows be added to a request that must be alone: its answer may depend on them.
+    padded = config.joins_requests and any(device.kind == "gpu" for device in devices)
     policy = QueuePolicy(
         name=config.name,
         devices=tuple(device.name for device in devices),
         max_batch_rows=max_rows,
+        joins=config.joins_requests,
         slo_ns=objective.slo_ns,
         buckets=bucket_ladder(max_rows) if padded else (),
         max_concurrent=max_concurrent,

@@ -40,7 +40,7 @@ def assemble(lane: Lane, start_ns: int) -> Batch:
     index = lane.curve.index(batch.rows)
     batch.bucket = lane.curve.rows[index]
     batch.expected_ns = int(lane.curve.ns[index] * lane.latency.factor)
-    if queue.policy.max_batch_rows == 1:
+    if queue.policy.max_batch_rows == 1 or not queue.policy.joins:
         batch.reason = CloseReason.UNBATCHED
     elif batch.reason is CloseReason.DRAINED and len(queue.active) > 1:
         if batch.rows >= lane.cap_rows:

@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from service.clock import NEVER_NS
+from service.clock import NEVER_NS, NS_PER_S
 from service.scheduler.gaps import ArrivalStatistics
 from service.scheduler.types import GONE, QUEUED, QueuedRequest
 from service.scheduler.window import Run, largest_window, prefix
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 # Heads left in the list before it is cut: deleting from the front moves everything behind it.
 MAX_PASSED = 512
+
+
+# Requests without a deadline give way to those with one, but not for longer than an interactive caller waits without
+# losing the thread (Nielsen, Usability Engineering, 1993, chapter 5).
+PATIENCE_NS = NS_PER_S
 
 
 class LaneKind(enum.Enum):
@@ -96,7 +101,7 @@ class Lane:
         self.curve = queue.latency.curve(shape, cost)
         soft = kind is EAGER or budget_ns >= NEVER_NS
         self.rank = LAST_RANK if kind is BEST_EFFORT else 2 * priority + soft
-        self.patience_ns = queue.policy.max_queue_ns
+        self.patience_ns = min(queue.policy.max_queue_ns, PATIENCE_NS)
         self._items: list[QueuedRequest] = []
         self._ends: list[int] = []  # rows up to and including the item, counted since the lane was made
         self._passed = 0  # items before this index have left

@@ -41,7 +41,8 @@ _DEFAULT_LEVEL = PriorityPolicy()
 class QueuePolicy:
     """How one model is queued and batched.
 
-    `devices` it is loaded on; `max_batch_rows` (1 = unbatched); `slo_ns` its objective or None; `buckets`: ascending
+    `devices` it is loaded on; `max_batch_rows` (1 = unbatched); `joins` False: requests may have several rows, but each
+    is a batch by itself; `slo_ns` its objective or None; `buckets`: ascending
     batch sizes the engine runs, the last equal to `max_batch_rows` (empty = every size); `max_concurrent` batches of
     it at a time per device. `shed_eagerness` 0..1: how much of the forecast arrivals is held against the oldest
     requests (0 = most goodput, 0.8 = most refusals happen on arrival). `late_policy`: "best_effort" keeps doomed
@@ -65,6 +66,7 @@ class QueuePolicy:
     priority_levels: int = 1
     default_priority: int = 1
     priorities: Mapping[int, PriorityPolicy] = field(default_factory=dict)
+    joins: bool = True
 
     def __post_init__(self) -> None:
         if not self.devices:

@@ -23,7 +23,7 @@ CLASS_RATIO = math.log(1.5)
 MAX_EMPTY_LANES = 16
 NO_CLASS = 1 << 30  # requests without a deadline
 
-LaneKey = tuple[Hashable, int, int, LaneKind]
+LaneKey = tuple[Hashable, int, int, LaneKind, int]
 
 
 class ModelQueue:
@@ -126,7 +126,7 @@ class ModelQueue:
             and last.budget_ns == budget_ns
             and last.priority == priority
             and last.shape == shape
-            and request.rows <= last.cap_rows
+            and (request.rows <= last.cap_rows if self.policy.joins else request.rows == last.cap_rows)
             and last.kind is not OVERSIZE
         ):
             return last
@@ -134,26 +134,35 @@ class ModelQueue:
         kind = DEADLINE if request.deadline_ns < NEVER_NS else EAGER
         if request.rows > cap:
             kind = OVERSIZE
-        lane = self._lane(shape, priority, self._deadline_class(budget_ns), kind, budget_ns, request.cost)
+        lane = self._lane(shape, priority, self._deadline_class(budget_ns), kind, budget_ns, request)
         if kind is not OVERSIZE:
             self.last_lane = lane
         return lane
 
     def soft_lane_for(self, request: QueuedRequest, kind: LaneKind) -> Lane:
         """The lane for a request kept beyond its deadline: BEST_EFFORT, or EAGER for a probe."""
-        return self._lane(request.shape, request.priority, NO_CLASS, kind, NEVER_NS, request.cost)
+        return self._lane(request.shape, request.priority, NO_CLASS, kind, NEVER_NS, request)
 
     def _lane(
-        self, shape: Hashable, priority: int, deadline_class: int, kind: LaneKind, budget_ns: int, cost: int
+        self,
+        shape: Hashable,
+        priority: int,
+        deadline_class: int,
+        kind: LaneKind,
+        budget_ns: int,
+        request: QueuedRequest,
     ) -> Lane:
-        key = (shape, priority, deadline_class, kind)
+        cap = self.cap_rows(shape)
+        if not self.policy.joins:
+            # Requests of as many rows as a batch holds: no two of them fit into one.
+            cap = min(cap, request.rows)
+        key = (shape, priority, deadline_class, kind, cap)
         lane = self._lanes.get(key)
         if lane is None:
             if len(self._lanes) >= MAX_EMPTY_LANES + len(self.active):
                 self._lanes = {self._key_of(lane): lane for lane in self.active}
                 self.last_lane = None
-            cap = self.cap_rows(shape)
-            lane = self._lanes[key] = Lane(self, kind, shape, priority, deadline_class, budget_ns, cap, cost)
+            lane = self._lanes[key] = Lane(self, kind, shape, priority, deadline_class, budget_ns, cap, request.cost)
         return lane
 
     def _deadline_class(self, budget_ns: int) -> int:
@@ -165,4 +174,4 @@ class ModelQueue:
 
     @staticmethod
     def _key_of(lane: Lane) -> LaneKey:
-        return (lane.shape, lane.priority, lane.deadline_class, lane.kind)
+        return (lane.shape, lane.priority, lane.deadline_class, lane.kind, lane.cap_rows)

@@ -15,7 +15,7 @@ from service.request import InferenceRequest
 from service.scheduler import Segment
 from tests.support import onnx_models
 from tests.support.onnx_models import write_model
-from tests.unit.engine.support import Requests, whole
+from tests.unit.engine.support import ANSWER_S, Answers, Requests, whole
 from tests.unit.repository.loading import CPU, load, loader_of
 
 
@@ -287,3 +287,25 @@ def test_a_loaded_model_runs(tmp_path: Path) -> None:
     instance = model._pools["cpu"].acquire()
     segments: list[Segment] = whole(request)
     assert np.array_equal(instance.run(segments, 3, 3).outputs[0].array, x)
+
+
+def test_a_model_that_cannot_be_joined_answers_each_request_as_one(tmp_path: Path) -> None:
+    """Three rows are one execution of three rows, whatever waits beside it: the sum is the sum of its own."""
+    node = onnx_models.helper.make_node("ReduceSum", ["x", "axis"], ["total"], keepdims=1)
+    ends = [onnx_models.value("x", "FP32", ["N", 2])], [onnx_models.value("total", "FP32", ["N", 2])]
+    model = onnx_models.make_model("total", [node], *ends, {"axis": np.array([0], np.int64)})
+    write_model(tmp_path, "m", model)
+    loader = loader_of()
+    loaded = load(tmp_path, "m", loader).model
+    answers, requests = Answers(), Requests(loaded.inputs)
+    sent = []
+    for rows in (3, 1, 8, 3):
+        x = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2) + rows
+        sent.append((requests.make(x, responder=answers), x))
+        loaded.submit(sent[-1][0])
+    loader._runtime.start()
+    answers.wait(4)
+    assert loader._runtime.stop(ANSWER_S)
+    for request, x in sent:
+        assert np.array_equal(answers.of(request)[0], x.sum(axis=0, keepdims=True))
+    assert loaded.metrics.statistics().execution_count == 4
