@@ -58,7 +58,7 @@ class Server:
             settings.device, settings.cpu_run_slots, settings.gpu_run_slots, settings.cpu_threads_per_slot
         )
         share_threads(settings.cpu_threads_per_slot)
-        self._runtime = Runtime(self.devices.all, settings.compute_niceness)
+        self._runtime = Runtime(self.devices.all)
         loader = Loader(
             self._runtime,
             self.devices,

@@ -32,7 +32,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "cpu_run_slots",
         "gpu_run_slots",
         "intra_op_threads",
-        "compute_niceness",
         "default_max_batch_size",
     ),
     "loading and measuring": ("load_parallelism", "profile_budget_ms", "profile_cache"),

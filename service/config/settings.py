@@ -167,14 +167,6 @@ class Settings(BaseSettings):
         description="Threads that one batch computes with on the CPU. 0 (or auto) = the cores this process may use "
         "(affinity and container limit) divided by cpu_run_slots.",
     )
-    compute_niceness: int = Field(
-        5,
-        ge=0,
-        le=19,
-        description="Niceness of the threads that run batches on the CPU (Linux). Above 0, accepting and refusing "
-        "requests goes before computing when cores are short, so that deadlines are kept in overload; processes beside "
-        "the server go before it, too. 0 = no difference.",
-    )
     default_max_batch_size: int = Field(
         64,
         ge=1,

@@ -7,8 +7,6 @@ waiting for wakes it. Thousands of models need no more threads than their device
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from collections.abc import Sequence
 from typing import Protocol
@@ -58,8 +56,7 @@ class _Worker:
 class Runtime:
     """The scheduler of this process, its lock and its workers."""
 
-    def __init__(self, devices: Sequence[Device], niceness: int = 0) -> None:
-        self._niceness = niceness
+    def __init__(self, devices: Sequence[Device]) -> None:
         slots = [Slot(device.name, index) for device in devices for index in range(device.slots)]
         self._scheduler = Scheduler(slots)
         self._workers = {slot: _Worker(slot) for slot in slots}
@@ -149,7 +146,6 @@ class Runtime:
             worker.wake.acquire()
 
     def _work(self, worker: _Worker) -> None:
-        yield_to_front_end(self._niceness)
         scheduler, slot, lock = self._scheduler, worker.slot, self._lock
         done: tuple[Dispatch, int | None, int] | None = None
         while True:
@@ -181,14 +177,3 @@ def executor_of(request: QueuedRequest) -> Executor:
     """Who runs and answers a request: its payload."""
     executor: Executor = request.payload
     return executor
-
-
-def yield_to_front_end(niceness: int) -> None:
-    """Let other threads of this process run before the calling one when cores are short.
-
-    Refusing a request takes microseconds and computing a batch milliseconds: on a shared core the former must not wait
-    for the latter, or deadlines are measured from the wrong moment. Linux gives each thread its own niceness; elsewhere
-    nothing is changed. Threads started by the calling one inherit it.
-    """
-    if niceness > 0 and sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
