@@ -14,7 +14,7 @@ from service.errors import Draining, Overloaded, ServiceError
 from service.frontend.call import Call
 from service.frontend.codec.decode import Decoder
 from service.frontend.codec.encode import encode
-from service.frontend.thinning import WINDOW_NS, ModelLoad, Thinning
+from service.frontend.thinning import WINDOW_NS, ModelLoad, Thinning, shares_of
 from service.metrics import MetricsRegistry
 from service.model import Model
 from service.repository.repository import ModelRepository
@@ -64,11 +64,9 @@ class InferenceHandler:
             offered_now, refused_now = model.offered()
             loads.append(ModelLoad(offered_now - offered, refused_now - refused))
         self._thinning.window(self._thinned, loads)
-        if self._thinned:
-            # They were meant for these models, in all likelihood in proportion to what these refused.
-            total = max(1, sum(load.refused for load in loads))
-            for model, load in zip(self._seen, loads, strict=True):
-                model.record_unseen(round(self._thinned * load.refused / total), at_ns)
+        if self._thinned and self._seen:
+            for model, count in zip(self._seen, shares_of(self._thinned, loads), strict=True):
+                model.record_unseen(count, at_ns)
             self._thinned = 0
         # A model without requests in the last window is no longer in demand.
         self._seen = {

@@ -66,3 +66,21 @@ class Thinning:
             self._credit -= 1.0
             return True
         return False
+
+
+def shares_of(thinned: int, loads: Sequence[ModelLoad]) -> list[int]:
+    """For which of at least one model `thinned` calls were meant, in all likelihood: in proportion to what the models
+    refused, or where none refused anything, to what arrived for them. The shares are whole and add up to `thinned`."""
+    weights = [load.refused for load in loads]
+    if not any(weights):
+        weights = [load.arrived for load in loads]
+    if not any(weights):
+        weights = [1] * len(loads)
+    total = sum(weights)
+    shares: list[int] = []
+    reached = given = 0
+    for weight in weights:
+        reached += weight
+        shares.append(thinned * reached // total - given)
+        given += shares[-1]
+    return shares
