@@ -49,7 +49,8 @@ HOMES: dict[str, tuple[str, ...]] = {
 }
 PURE = "service.scheduler"
 STDLIB_FOR_PURE = {
-    "__future__", "abc", "bisect", "collections", "dataclasses", "enum", "heapq", "itertools", "math", "typing", "operator",
+    "__future__", "abc", "bisect", "collections", "dataclasses", "enum", "heapq", "itertools", "math", "operator",
+    "typing",
 }  # fmt: skip
 
 
