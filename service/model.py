@@ -124,6 +124,10 @@ class Model:
         """Whether as many rows are waiting as the last batch took: the device will not lack work next."""
         return self.queue.pending_rows >= self._last_rows
 
+    def busy_ns(self, at_ns: int) -> int:
+        """For how long, in all likelihood, nothing new can start on any of the model's devices; 0 when it can now."""
+        return self._runtime.busy_ns(self.policy.devices, at_ns)
+
     def offered(self) -> tuple[int, int]:
         """Requests that came to the queue so far, and those of them refused for want of time."""
         queue = self.queue

@@ -88,6 +88,7 @@ class Server:
             settings.max_in_flight,
             settings.max_in_flight_bytes,
             self._handler.gate,
+            self._handler.pause_s,
         )
         self._health = Health(self._stream_pool)
         self._health.register(self._grpc)

@@ -113,6 +113,11 @@ class Runtime:
                 self._wake(self._workers[slot])
         return refused
 
+    def busy_ns(self, devices: Sequence[str], now: int) -> int:
+        """Predicted time until a slot of one of `devices` is free, ns; 0 when one is."""
+        with self._lock:
+            return max(0, min(self._scheduler.free_ns(device, now) for device in devices) - now)
+
     def cancel(self, request: QueuedRequest) -> bool:
         """Remove a request that is still queued; False when it is running or done."""
         with self._lock:

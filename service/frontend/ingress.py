@@ -112,7 +112,8 @@ class Ingress:
     Construct before the server starts, `start` after, `stop` once the server has shut down. The queue ends only when no
     call can be answered any more: answering on a queue that has ended aborts the process. Calls beyond `max_calls` in
     progress, and those for which `gate` has a reason, are refused before their message is read; a message that would
-    bring those held beyond `max_bytes` is refused when it has been read.
+    bring those held beyond `max_bytes` is refused when it has been read. When nothing is left to do, `pause` says for
+    how many seconds nothing needs to be looked at: what comes meanwhile is handled in one go.
     """
 
     def __init__(
@@ -123,11 +124,13 @@ class Ingress:
         max_calls: int,
         max_bytes: int,
         gate: Callable[[], ServiceError | None] = lambda: None,
+        pause: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._core = check_core(server)
         self._method = method
         self._handler = handler
         self._gate = gate
+        self._pause = pause
         self._max_calls = max_calls
         self._max_bytes = max_bytes
         # Changed by the ingress thread only.
@@ -159,13 +162,26 @@ class Ingress:
     def _serve(self) -> None:
         poll = self._queue.poll
         shutdown = cygrpc.CompletionType.queue_shutdown
+        nothing = cygrpc.CompletionType.queue_timeout
         while True:
+            # The event keeps its call alive; holding it while polling would delay the call's destruction.
+            event = None
             event = poll()
             if event.completion_type == shutdown:
                 return
             event.tag(event)
-            # The event keeps its call alive; holding it while polling would delay the call's destruction.
-            event = None
+            pause_s = self._pause()
+            if pause_s <= 0.0:
+                continue
+            while True:
+                event = None
+                event = poll(time.time())
+                if event.completion_type == shutdown:
+                    return
+                if event.completion_type == nothing:
+                    break
+                event.tag(event)
+            time.sleep(pause_s)
 
     def _end_when_done(self) -> None:
         if self._closing and self._unfinished == 0:
