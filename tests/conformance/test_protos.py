@@ -7,7 +7,7 @@ the package `inference` cannot share a process.
 from __future__ import annotations
 
 import ast
-import importlib.util
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from google.protobuf.descriptor_pb2 import (
 )
 
 from service.pb import grpc_service_pb2, model_config_pb2
+from tests.conformance.test_tritonclient import CLIENT
+from tests.support.venvs import python_with
 
 GOLDEN = Path(__file__).parent / "protocol.txt"
 
@@ -85,11 +87,10 @@ def test_every_message_field_and_enum_is_the_published_one(ours: list[str]) -> N
 
 
 def test_the_installed_client_speaks_the_same_protocol(ours: list[str]) -> None:
-    """The list is not older than the client at hand."""
-    found = importlib.util.find_spec("tritonclient")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("tritonclient is not installed")
-    folder = Path(found.submodule_search_locations[0]) / "grpc"
+    """The list is not older than the client that the conformance tests drive."""
+    where = "import tritonclient; print(tritonclient.__path__[0])"
+    answer = subprocess.run([python_with(CLIENT), "-c", where], capture_output=True, text=True, check=True)
+    folder = Path(answer.stdout.strip()) / "grpc"
     theirs = facts(file_of(folder / "service_pb2.py")) + facts(file_of(folder / "model_config_pb2.py"))
     assert ours == sorted(theirs)
 
