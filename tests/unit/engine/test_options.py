@@ -145,7 +145,7 @@ def test_a_model_with_threads_of_its_own_runs(tmp_path: Path) -> None:
 
 
 def test_memory_shrinkage_is_asked_of_the_arenas_there_are() -> None:
-    """A run option for the device the session runs on; other devices, or an arena switched off, have nothing to shrink."""
+    """A run option for the device it runs on; other devices, or an arena switched off, have nothing to shrink."""
     key = "memory.enable_memory_arena_shrinkage"
     text = parameters(memory__enable_memory_arena_shrinkage="cpu:0;gpu:1;gpu:2")
     on_cpu = plan_session(config(text), CPU).run_options()
