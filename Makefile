@@ -69,9 +69,9 @@ protos: $(VENV)/.dev
 # Resolve the pinned versions anew, for every platform and Python at once, with hashes.
 lock: $(VENV)/.dev
 	$(PIP) install uv==0.13.9
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+	$(BIN)/uv pip compile --quiet --no-strip-extras --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 	  pyproject.toml -o requirements/server.lock
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+	$(BIN)/uv pip compile --quiet --no-strip-extras --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 	  --extra dev --extra models pyproject.toml -o requirements/dev.lock
 
 clean:
