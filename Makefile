@@ -25,7 +25,9 @@ $(BIN)/python:
 	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.server: $(BIN)/python pyproject.toml requirements/server.lock
+NATIVE := $(wildcard service/frontend/native/*)
+
+$(VENV)/.server: $(BIN)/python pyproject.toml requirements/server.lock $(NATIVE)
 	@echo "installing the server into $(VENV) ..."
 	@$(PIP) install --require-hashes -r requirements/server.lock
 	@$(PIP) install --no-deps --editable .

@@ -109,8 +109,8 @@ class Model:
         request.payload = self
         refusals = self._runtime.enqueue(self.queue, request, request.arrival_ns) if self._open else None
         if refusals is not None:
-            for refusal in refusals:
-                refusal.request.payload.refuse(refusal)
+            if refusals:
+                refuse_all(refusals)
         else:
             self._fail(request, ModelNotReady(f"model '{self.name}' version {self.version} is not at ready state"))
 
@@ -140,6 +140,10 @@ class Model:
         shard = self._shard()
         for _ in range(count):
             shard.record_refusal(Overloaded.reason, at_ns, at_ns)
+
+    def refuse_all(self, refusals: Sequence[Refusal]) -> None:
+        """See `refuse_all` below: for those who know models only as what runs their requests."""
+        refuse_all(refusals)
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer a request that will not be run, with the reason and when to try again."""
@@ -207,16 +211,21 @@ class Model:
         """Answer the requests whose last rows these are; the requests that were answered."""
         answered: list[InferenceRequest] = []
         first_row = 0
-        for segment in segments:
-            request = segment.request
-            assert isinstance(request, InferenceRequest)
-            if segment.rows == request.rows:
-                request.responder.answer(request, outputs, first_row)
-                request.answered = True
-                answered.append(request)
-            elif self._collect(request, segment, outputs, first_row):
-                answered.append(request)
-            first_row += segment.rows
+        responder = segments[0].request.responder  # type: ignore[attr-defined]
+        responder.hold()
+        try:
+            for segment in segments:
+                request = segment.request
+                assert isinstance(request, InferenceRequest)
+                if segment.rows == request.rows:
+                    request.responder.answer(request, outputs, first_row)
+                    request.answered = True
+                    answered.append(request)
+                elif self._collect(request, segment, outputs, first_row):
+                    answered.append(request)
+                first_row += segment.rows
+        finally:
+            responder.flush()
         return answered
 
     def _collect(self, request: InferenceRequest, segment: Segment, outputs: list[BatchOutput], first_row: int) -> bool:
@@ -342,6 +351,17 @@ class Model:
             assert isinstance(request, InferenceRequest)
             if self._claim(request):
                 self._fail(request, Draining(f"model '{self.name}' version {self.version} is unloading", NS_PER_MS))
+
+
+def refuse_all(refusals: Sequence[Refusal]) -> None:
+    """Answer requests, of one model or several, that will not be run; the answers leave together."""
+    responder = refusals[0].request.responder  # type: ignore[attr-defined]
+    responder.hold()
+    try:
+        for refusal in refusals:
+            refusal.request.payload.refuse(refusal)
+    finally:
+        responder.flush()
 
 
 def _with_model(model: Model, error: ServiceError) -> ServiceError:

@@ -74,6 +74,12 @@ class Responder(Protocol):
     def fail(self, request: InferenceRequest, error: ServiceError) -> None:
         """Answer with an error."""
 
+    def hold(self) -> None:
+        """More answers will follow shortly: they may be sent in one go. `flush` must follow."""
+
+    def flush(self) -> None:
+        """Send what was held."""
+
 
 class InferenceRequest(QueuedRequest):
     """See the module's docstring. `context` belongs to the responder: the call and the plan of the answer. `parts` are

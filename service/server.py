@@ -22,10 +22,12 @@ from service.engine.devices import Devices, find_devices, names
 from service.engine.options import share_threads
 from service.engine.runtime import Runtime
 from service.errors import ModelLoadError
+from service.frontend import native_ingress
 from service.frontend.control import Control
 from service.frontend.health import Health
-from service.frontend.inference import InferenceHandler
+from service.frontend.inference import InferenceHandler, unseen
 from service.frontend.ingress import Ingress
+from service.frontend.native_ingress import NativeIngress
 from service.frontend.services import INFER_METHOD, register
 from service.metrics import MetricsPortError, MetricsRegistry, MetricsServer
 from service.repository.loader import Loader, LoadOptions
@@ -45,6 +47,10 @@ _LAST_BATCH_S = 1.0
 
 class PortError(Exception):
     """A port cannot be listened on."""
+
+
+class IngressError(Exception):
+    """The ingress that was asked for is not there."""
 
 
 class Server:
@@ -81,15 +87,8 @@ class Server:
             maximum_concurrent_rpcs=settings.max_streams + 16 * settings.control_threads,
         )
         self._handler = InferenceHandler(self.repository, self.registry)
-        self._ingress = Ingress(
-            self._grpc,
-            INFER_METHOD,
-            self._handler,
-            settings.max_in_flight,
-            settings.max_in_flight_bytes,
-            self._handler.gate,
-            self._handler.pause_s,
-        )
+        self._ingress = self._make_ingress()
+        self._handler.outbox = self._ingress
         self._health = Health(self._stream_pool)
         self._health.register(self._grpc)
         register(self._grpc, Control(self.repository, self.state), self._stream_pool)
@@ -105,10 +104,9 @@ class Server:
         for device in self.devices.taken:
             self.registry.add_device(device.name, device.provider)
         log.info("devices", extra={"taken": names(self.devices.taken), "reason": self.devices.why})
-        address = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
-            self.grpc_port = self._grpc.add_insecure_port(f"{address}:{settings.grpc_port}")
-        except RuntimeError as error:
+            self.grpc_port = self._ingress.open(settings.host, settings.grpc_port)
+        except OSError as error:
             raise PortError(
                 f"cannot listen on {settings.host}:{settings.grpc_port}: is another server running? "
                 "Choose another --grpc-port, or 0 for any free one"
@@ -124,7 +122,40 @@ class Server:
         self._ingress.start()
         log.info(
             "listening",
-            extra={"host": settings.host, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port or "off"},
+            extra={
+                "host": settings.host,
+                "grpc_port": self.grpc_port,
+                "metrics_port": self.metrics_port or "off",
+                "ingress": self._ingress.kind,
+            },
+        )
+
+    def _make_ingress(self) -> Ingress | NativeIngress:
+        """What serves `ModelInfer`, as the settings want it. Raises `IngressError`."""
+        settings, handler = self._settings, self._handler
+        missing = native_ingress.missing()
+        if settings.ingress == "native" and missing:
+            raise IngressError(missing)
+        if settings.ingress == "core" or missing:
+            return Ingress(
+                self._grpc,
+                INFER_METHOD,
+                handler,
+                settings.max_in_flight,
+                settings.max_in_flight_bytes,
+                handler.gate,
+                handler.pause_s,
+            )
+        return NativeIngress(
+            self._grpc,
+            INFER_METHOD,
+            handler,
+            settings.max_in_flight,
+            settings.max_in_flight_bytes,
+            settings.max_message_bytes,
+            handler.share,
+            handler.pause_s,
+            unseen(),
         )
 
     def load(self, progress: LoadProgress, stopping: Callable[[], bool] = lambda: False) -> bool:
@@ -181,7 +212,7 @@ class Server:
         end."""
         self.repository.close()
         self._grpc.stop(grace=_FLUSH_S).wait(_FLUSH_S + _STOP_S)
-        self._ingress.stop(_STOP_S)
+        self._ingress.stop(_FLUSH_S, _STOP_S)
         ended = self._runtime.stop(_LAST_BATCH_S)
         if self._metrics is not None:
             self._metrics.stop()
@@ -225,7 +256,7 @@ def run(settings: Settings, progress: LoadProgress) -> int:
     try:
         server = Server(settings)
         server.start()
-    except (ModelLoadError, PortError) as error:
+    except (IngressError, ModelLoadError, PortError) as error:
         log.error("cannot start", extra={"reason": str(error)})
         return 1
     code = 0

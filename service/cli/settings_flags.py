@@ -20,6 +20,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "host",
         "grpc_port",
         "metrics_port",
+        "ingress",
         "max_message_bytes",
         "max_in_flight",
         "max_in_flight_bytes",

@@ -99,6 +99,12 @@ class Settings(BaseSettings):
         le=65535,
         description="HTTP port of /metrics. 0 = any free port, printed at start; off (or -1) = no metrics port.",
     )
+    ingress: Literal["auto", "native", "core"] = Field(
+        "auto",
+        description="What reads and writes the connections: native (C++ and nghttp2, built with the package where a "
+        "compiler and the library are there; several times cheaper for each call), core (gRPC's own), or auto: native if "
+        "it was built.",
+    )
     max_message_bytes: int = Field(
         256 * 2**20,
         ge=2**16,

@@ -35,8 +35,8 @@ class Executor(Protocol):
     def execute(self, dispatch: Dispatch) -> tuple[int | None, int]:
         """Run a batch and answer its requests; (duration in ns, None if it failed; rows answered late)."""
 
-    def refuse(self, refusal: Refusal) -> None:
-        """Answer a request that will not be run."""
+    def refuse_all(self, refusals: Sequence[Refusal]) -> None:
+        """Answer requests, its own and those of others, that will not be run."""
 
 
 class _Worker:
@@ -167,8 +167,8 @@ class Runtime:
                     self._wake_spares()
                 elif not step.refused:
                     worker.sleeping = True
-            for refusal in step.refused:
-                executor_of(refusal.request).refuse(refusal)
+            if step.refused:
+                executor_of(step.refused[0].request).refuse_all(step.refused)
             if isinstance(step, Dispatch):
                 done = (step, *executor_of(step.segments[0].request).execute(step))
             elif not step.refused:

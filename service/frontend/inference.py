@@ -11,7 +11,7 @@ from functools import partial
 
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
 from service.errors import Draining, Overloaded, ServiceError
-from service.frontend.call import Call
+from service.frontend.call import Call, Outbox
 from service.frontend.codec.decode import Decoder
 from service.frontend.codec.encode import encode
 from service.frontend.thinning import WINDOW_NS, ModelLoad, Thinning, shares_of
@@ -41,6 +41,8 @@ class InferenceHandler:
         self._registry = registry
         self._trace = log.isEnabledFor(logging.DEBUG)
         self.accepting = True
+        # Whose answers are to be sent in one go; set when there is one.
+        self.outbox: Outbox | None = None
         self._thinning = Thinning()
         self._window_end_ns = 0
         self._thinned = 0
@@ -54,8 +56,18 @@ class InferenceHandler:
             self._next_window(at_ns)
         if self._thinning.share and self._thinning.refuses() and self._all_supplied():
             self._thinned += 1
-            return Overloaded("the server is overloaded: the models asked for refuse most requests", WINDOW_NS)
+            return unseen()
         return None
+
+    def share(self, unseen: int) -> float:
+        """Which share of the next calls to refuse before their message is read, now that `unseen` were refused so since
+        the last time this was asked. For an ingress that refuses by itself; called on its thread."""
+        self._thinned += unseen
+        at_ns = now_ns()
+        if at_ns >= self._window_end_ns:
+            self._next_window(at_ns)
+        share = self._thinning.share
+        return share if share and self._all_supplied() else 0.0
 
     def pause_s(self) -> float:
         """How long the ingress need not look for calls: while every device in demand is busy nothing that comes can
@@ -93,7 +105,7 @@ class InferenceHandler:
             if load.arrived or load.refused
         }
 
-    def __call__(self, message: bytes, call: Call) -> None:
+    def __call__(self, message: bytes | memoryview, call: Call) -> None:
         arrival_ns = now_ns()
         try:
             if not self.accepting:
@@ -128,11 +140,11 @@ class InferenceHandler:
         """Answer with the request's rows of a batch."""
         plan, call = request.context
         try:
-            message = encode(plan, request.request_id, outputs, first_row, request.rows)
+            parts = encode(plan, request.request_id, outputs, first_row, request.rows)
         except ServiceError as error:
             self.fail(request, error)
             return
-        call.reply(message)
+        call.reply(parts)
         if self._trace:
             self._log(request, "ok", "")
 
@@ -142,6 +154,16 @@ class InferenceHandler:
         call.fail(error)
         if self._trace:
             self._log(request, error.reason, str(error))
+
+    def hold(self) -> None:
+        """More answers will follow shortly: they may be sent in one go."""
+        if self.outbox is not None:
+            self.outbox.hold()
+
+    def flush(self) -> None:
+        """Send what was held."""
+        if self.outbox is not None:
+            self.outbox.flush()
 
     def _log(self, request: InferenceRequest, outcome: str, detail: str) -> None:
         model = request.context[0].model
@@ -156,3 +178,8 @@ class InferenceHandler:
         if detail:
             fields["detail"] = detail
         log.debug("request", extra=fields)
+
+
+def unseen() -> ServiceError:
+    """What a call is told that is refused before its message is read."""
+    return Overloaded("the server is overloaded: the models asked for refuse most requests", WINDOW_NS)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -73,17 +73,17 @@ class CoreCall:
             call, self._call = self._call, None
         return call
 
-    def reply(self, message: bytes) -> None:
+    def reply(self, parts: Sequence[bytes | memoryview], /) -> None:
         call = self._take()
         if call is not None:
             operations = (
                 _SEND_INITIAL_METADATA(None, _NO_FLAGS),
-                _SEND_MESSAGE(message, _NO_FLAGS),
+                _SEND_MESSAGE(b"".join(parts), _NO_FLAGS),
                 _SEND_STATUS(None, _OK, b"", _NO_FLAGS),
             )
             call.start_server_batch(operations, self._answered)
 
-    def fail(self, error: ServiceError) -> None:
+    def fail(self, error: ServiceError, /) -> None:
         call = self._take()
         if call is not None:
             call.start_server_batch((_SEND_INITIAL_METADATA(None, _NO_FLAGS), _error_status(error)), self._answered)
@@ -126,6 +126,7 @@ class Ingress:
         gate: Callable[[], ServiceError | None] = lambda: None,
         pause: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        self._server = server
         self._core = check_core(server)
         self._method = method
         self._handler = handler
@@ -146,12 +147,29 @@ class Ingress:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._serve, name="ingress", daemon=True)
 
+    kind = "core"
+
+    def open(self, host: str, port: int) -> int:
+        """Listen on a port of `host` (0: any free one); which it is. Raises `OSError`."""
+        address = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        try:
+            bound: int = self._server.add_insecure_port(f"{address}:{port}")
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+        return bound
+
     def start(self) -> None:
         """Begin to accept calls."""
         self._request_call()
         self._thread.start()
 
-    def stop(self, timeout_s: float) -> bool:
+    def hold(self) -> None:
+        """Nothing: gRPC's core sends by itself."""
+
+    def flush(self) -> None:
+        """Nothing, as above."""
+
+    def stop(self, _grace_s: float, timeout_s: float) -> bool:
         """Wait for the end of the thread; False when it does not end in time. The server must have been stopped."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()

@@ -54,7 +54,7 @@ class Decoder:
         self._repository = repository
         self._plans: dict[bytes, RequestPlan] = {}
 
-    def decode(self, message: bytes) -> Decoded:
+    def decode(self, message: bytes | memoryview) -> Decoded:
         """Decode a serialized `ModelInferRequest`.
 
         Raises `ServiceError`: the model cannot be found, or the request is malformed, inconsistent or unsupported.
@@ -92,9 +92,9 @@ class Decoder:
         model = self._repository.lookup(parsed.model_name, parsed.model_version)
         return make_plan(parsed, model, generation)
 
-    def _decode_any(self, message: bytes) -> Decoded:
+    def _decode_any(self, message: bytes | memoryview) -> Decoded:
         """The slow path: typed contents, or fields in an unusual order."""
-        parsed = _parse(message)
+        parsed = _parse(bytes(message))
         plan = self._plan(parsed)
         raws = parsed.raw_input_contents
         inputs: list[InputData | None] = [None] * plan.input_slots

@@ -2,7 +2,7 @@
 
 The answer always carries `raw_output_contents`, exactly one entry per output: clients index it without looking. Its
 head (names, datatypes, shapes) is serialized by protobuf once per plan and shape and kept; the data is appended as wire
-fields, one copy.
+fields. The parts may be views of the outputs: whoever sends them makes the one copy.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ _RAW_OUTPUT_CONTENTS = 6
 MAX_MESSAGE = 2**31 - 1
 
 
-def encode(plan: RequestPlan, request_id: bytes, outputs: Sequence[BatchOutput], first_row: int, rows: int) -> bytes:
-    """The serialized answer to a request of `plan`: its `rows` rows from `first_row` on of the batch's `outputs`.
+def encode(
+    plan: RequestPlan, request_id: bytes, outputs: Sequence[BatchOutput], first_row: int, rows: int
+) -> list[bytes | memoryview]:
+    """The serialized answer, in parts, to a request of `plan`: its `rows` rows from `first_row` on of the batch's `outputs`.
 
     Raises `InvalidRequest` when the answer exceeds what a gRPC message can carry.
     """
@@ -54,7 +56,7 @@ def encode(plan: RequestPlan, request_id: bytes, outputs: Sequence[BatchOutput],
             f"the outputs of model '{plan.model.name}' make an answer of {size} bytes, more than a gRPC message can "
             "carry; request fewer outputs or fewer rows"
         )
-    return b"".join(parts)
+    return parts
 
 
 def _head(plan: RequestPlan, outputs: Sequence[BatchOutput], rows: int) -> bytes:

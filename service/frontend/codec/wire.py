@@ -28,7 +28,7 @@ class SplitMessage:
     raws: list[tuple[int, int]]
 
 
-def split(message: bytes) -> SplitMessage | None:  # noqa: C901 - one loop over bytes: calls would cost more than the parsing
+def split(message: bytes | memoryview) -> SplitMessage | None:  # noqa: C901 - one loop over bytes: calls would cost more than the parsing
     """Split a serialized `ModelInferRequest`, or None when its fields are not in the usual order or form."""
     position = 0
     total = len(message)
@@ -60,18 +60,20 @@ def split(message: bytes) -> SplitMessage | None:  # noqa: C901 - one loop over 
         elif tag == _ID:
             if id_end:
                 return None
-            request_id = message[position:end]
+            request_id = bytes(message[position:end])
             id_start, id_end = start, end
         elif tag not in _HEADER:
             return None
         position = end
     if header_end < 0:
         header_end = total
-    header = message[:id_start] + message[id_end:header_end] if id_end else message[:header_end]
+    header = bytes(message[:header_end])
+    if id_end:
+        header = header[:id_start] + header[id_end:]
     return SplitMessage(header, request_id, raws)
 
 
-def _long_length(message: bytes, first: int, position: int) -> tuple[int, int]:
+def _long_length(message: bytes | memoryview, first: int, position: int) -> tuple[int, int]:
     """The rest of a varint whose first byte was `first`: (value, next position), value -1 if it is not well formed."""
     value = first & 0x7F
     shift = 7

@@ -36,7 +36,7 @@ def plan_for(served: FakeModel, rows: int, *wanted: str) -> RequestPlan:
 
 
 def answer(plan: RequestPlan, first: int, rows: int, identifier: bytes = b"") -> Any:
-    return ModelInferResponse.FromString(encode(plan, identifier, OUTPUTS, first, rows))
+    return ModelInferResponse.FromString(b"".join(encode(plan, identifier, OUTPUTS, first, rows)))
 
 
 def test_a_request_gets_its_own_rows() -> None:
@@ -77,7 +77,7 @@ def test_shapes_that_change_between_batches_are_told_anew() -> None:
     plan = plan_for(model(outputs=(free,)), 1)
     for width in (3, 5, 3):
         data = np.arange(width, dtype=np.float32).reshape(1, width)
-        got = ModelInferResponse.FromString(encode(plan, b"", [output(free, data, 1)], 0, 1))
+        got = ModelInferResponse.FromString(b"".join(encode(plan, b"", [output(free, data, 1)], 0, 1)))
         assert list(got.outputs[0].shape) == [1, width]
         np.testing.assert_array_equal(arrays(got)["y"], data)
 

@@ -103,7 +103,7 @@ def error_of(act: Callable[[], object]) -> tuple[grpc.StatusCode, str, dict[str,
 
 
 def echo(message: bytes, call: Call) -> None:
-    call.reply(b"echo " + message)
+    call.reply([b"echo " + message])
 
 
 def test_a_reply_from_the_handler() -> None:
@@ -157,8 +157,8 @@ def test_only_the_first_answer_counts() -> None:
     """A second reply, an error after the answer, an exception after the answer: dropped silently."""
 
     def answer_again(message: bytes, call: Call) -> None:
-        call.reply(b"first")
-        call.reply(b"second")
+        call.reply([b"first"])
+        call.reply([b"second"])
         call.fail(InvalidRequest("third"))
         raise RuntimeError("after the answer")
 
@@ -172,7 +172,7 @@ def test_an_exception_in_the_handler_is_internal_and_the_thread_lives_on(caplog:
     def break_once(message: bytes, call: Call) -> None:
         if message == b"bad":
             raise ZeroDivisionError("secret")
-        call.reply(message)
+        call.reply([message])
 
     with serving(break_once) as served:
         code, details, _ = error_of(lambda: served.call(b"bad"))
@@ -193,7 +193,7 @@ def test_a_client_that_cancels_is_heard_and_a_late_reply_is_dropped() -> None:
         handler.wait(cancelled=1)
         until(lambda: served.ingress.calls == 0 and served.ingress.bytes == 0)
         call = handler.calls[0][1]
-        call.reply(b"too late")
+        call.reply([b"too late"])
         call.fail(Cancelled("too late"))
         assert call.on_cancel is None
         assert handler.cancelled == 1
@@ -204,7 +204,7 @@ def test_a_bug_in_on_cancel_does_not_end_the_ingress(caplog: pytest.LogCaptureFi
 
     def break_on_cancel(message: bytes, call: Call) -> None:
         if message == b"stay":
-            call.reply(message)
+            call.reply([message])
         else:
             call.on_cancel = lambda: 1 // 0
             arrived.set()
@@ -225,7 +225,7 @@ def test_an_answered_call_is_not_cancelled_by_its_end() -> None:
     with serving(handler) as served:
         future = served.future()
         handler.wait(calls=1)
-        handler.calls[0][1].reply(b"in time")
+        handler.calls[0][1].reply([b"in time"])
         assert future.result() == b"in time"
         until(lambda: served.ingress.calls == 0)
         assert handler.cancelled == 0
@@ -245,7 +245,7 @@ def test_the_clients_deadline_is_passed_on() -> None:
         assert abs(deadlines[0] - (before + 5 * NS_PER_S)) < NS_PER_S
         assert deadlines[1] == NEVER_NS
         for _, call in handler.calls:
-            call.reply(b"")
+            call.reply([b""])
         assert with_deadline.result() == without.result() == b""
 
 
@@ -272,13 +272,13 @@ def test_calls_beyond_the_bound_are_refused_at_once() -> None:
             assert trailers["grpc-retry-pushback-ms"] == "1"
         assert served.ingress.calls == 3
         first, call = handler.calls[0]
-        call.reply(b"done")
+        call.reply([b"done"])
         assert held[first].result() == b"done"
         until(lambda: served.ingress.calls == 2)
         fourth = served.future()
         handler.wait(calls=4)
         for _, call in handler.calls:
-            call.reply(b"done")
+            call.reply([b"done"])
         assert fourth.result() == b"done"
         until(lambda: served.ingress.calls == 0)
 
@@ -296,7 +296,7 @@ def test_a_gate_refuses_before_the_message_is_read() -> None:
         third = served.future(b"third")
         handler.wait(calls=2)
         for message, call in handler.calls:
-            call.reply(message)
+            call.reply([message])
         assert (first.result(), third.result()) == (b"first", b"third")
         until(lambda: served.ingress.calls == 0)
 
@@ -332,7 +332,7 @@ def test_bytes_beyond_the_bound_are_refused() -> None:
         small = served.future(b"x" * 100)
         handler.wait(calls=2)
         for _, call in handler.calls:
-            call.reply(b"done")
+            call.reply([b"done"])
         assert held.result() == small.result() == b"done"
         until(lambda: served.ingress.bytes == 0)
 
@@ -356,7 +356,7 @@ def test_an_answer_larger_than_allowed_is_an_error_for_the_client() -> None:
 
     def large(message: bytes, call: Call) -> None:
         call.on_cancel = lambda: cancelled.append(message)
-        call.reply(b"x" * int(message))
+        call.reply([b"x" * int(message)])
 
     with serving(large, options=(("grpc.max_send_message_length", 1000),)) as served:
         code, details, _ = error_of(lambda: served.call(b"2000"))
@@ -423,7 +423,7 @@ def test_calls_in_progress_end_with_the_server() -> None:
         code, _, _ = error_of(future.result)
         assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         handler.wait(cancelled=1)
-    handler.calls[0][1].reply(b"after the end")
+    handler.calls[0][1].reply([b"after the end"])
 
 
 def test_stop_says_when_a_handler_does_not_let_go() -> None:
@@ -450,7 +450,7 @@ def test_answers_race_with_the_end_of_the_server() -> None:
         with serving(handler) as served:
             futures = [served.future() for _ in range(50)]
             handler.wait(calls=50)
-            replies = threading.Thread(target=lambda calls: [c.reply(b"x") for _, c in calls], args=(handler.calls,))
+            replies = threading.Thread(target=lambda calls: [c.reply([b"x"]) for _, c in calls], args=(handler.calls,))
             replies.start()
             served.server.stop(grace=0)
             for future in futures:

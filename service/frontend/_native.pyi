@@ -1,0 +1,53 @@
+"""The native ingress: connections without Python (`service/frontend/native`)."""
+
+from collections.abc import Callable, Sequence
+
+class Call:
+    """One unary call. Its buffer is the request's message, valid for as long as anything refers to it."""
+
+    on_cancel: Callable[[], object] | None
+    @property
+    def arrival_ns(self) -> int: ...
+    @property
+    def deadline_ns(self) -> int: ...
+    @property
+    def encoding(self) -> str | None: ...
+    def reply(self, parts: Sequence[bytes | memoryview], /) -> None: ...
+    def fail(self, error: Exception, /) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Endpoint:
+    """The listening sockets `listeners` (which it closes) and their connections.
+
+    `method` is served; every other method is relayed to the gRPC server at the Unix socket `upstream`. `unseen` is the
+    status, message and pushback of calls refused by the share; `explain` makes the same of an error.
+    """
+
+    def __init__(
+        self,
+        listeners: list[int],
+        method: str,
+        upstream: str,
+        max_message: int,
+        max_bytes: int,
+        max_calls: int,
+        max_streams: int,
+        unseen: tuple[int, str, str],
+        explain: Callable[[Exception], tuple[int, str, str]],
+    ) -> None: ...
+    @property
+    def calls(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    def poll(self, pause_ns: int, share: float, /) -> tuple[list[Call], list[Call], int, bool]:
+        """Wait for calls: those that arrived, those whose stream ended before they were answered, how many were refused
+        by `share`, whether the endpoint has ended. Nothing is looked at for `pause_ns`. One thread polls."""
+
+    def hold(self) -> None:
+        """Answers given by other threads than the poller wait for `flush`, which must follow."""
+
+    def flush(self) -> None:
+        """Send the answers that were held."""
+
+    def stop(self, grace_ns: int, /) -> None:
+        """End: nothing new is accepted; connections close when idle, at the latest after `grace_ns`."""

@@ -1,0 +1,360 @@
+#include "endpoint.h"
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <stdexcept>
+#include <system_error>
+
+#include "streams.h"
+
+namespace onclock {
+namespace {
+
+// Marks in epoll's data: odd numbers, which no pointer is.
+constexpr uint64_t kWake = 1;
+constexpr uint64_t kListener = 3;
+constexpr int kEvents = 64;
+constexpr int kAcceptAtOnce = 64;
+// After running out of file descriptors, accepting is tried again this often.
+constexpr int kAcceptPauseMs = 100;
+// While the endpoint ends it looks this often whether all connections are idle.
+constexpr int kWindDownMs = 5;
+
+void watch_socket(int epoll, int operation, int fd, uint32_t events, uint64_t data) {
+  epoll_event event{};
+  event.events = events;
+  event.data.u64 = data;
+  if (epoll_ctl(epoll, operation, fd, &event) < 0 && operation == EPOLL_CTL_ADD)
+    throw std::system_error(errno, std::generic_category(), "epoll_ctl");
+}
+
+}  // namespace
+
+Endpoint::Endpoint(std::vector<int> listeners, std::string method, std::string upstream_path, Limits limits,
+                   Refusal unseen)
+    : limits(limits),
+      method(std::move(method)),
+      listeners_(std::move(listeners)),
+      upstream_path_(std::move(upstream_path)),
+      unseen_(std::move(unseen)),
+      read_buffer_(kReadSize) {
+  epoll_ = epoll_create1(EPOLL_CLOEXEC);
+  wake_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  if (epoll_ < 0 || wake_ < 0) throw std::system_error(errno, std::generic_category(), "epoll or eventfd");
+  watch_socket(epoll_, EPOLL_CTL_ADD, wake_, EPOLLIN, kWake);
+  for (size_t i = 0; i < listeners_.size(); i++) {
+    fcntl(listeners_[i], F_SETFL, fcntl(listeners_[i], F_GETFL) | O_NONBLOCK);
+    watch_socket(epoll_, EPOLL_CTL_ADD, listeners_[i], EPOLLIN, kListener + 2 * i);
+  }
+}
+
+Endpoint::~Endpoint() {
+  while (!channels_.empty()) destroy(*channels_.back());
+  for (Channel *channel : graveyard_) delete channel;
+  for (int listener : listeners_) ::close(listener);
+  if (wake_ >= 0) ::close(wake_);
+  if (epoll_ >= 0) ::close(epoll_);
+}
+
+Polled Endpoint::poll(int64_t pause_ns, double share) {
+  poller_.store(pthread_self(), std::memory_order_relaxed);
+  if (waiting_.load(std::memory_order_relaxed)) flush();
+  if (pause_ns > 0) {
+    const timespec pause{time_t(pause_ns / 1000000000), long(pause_ns % 1000000000)};
+    nanosleep(&pause, nullptr);
+  }
+  epoll_event events[kEvents];
+  for (;;) {
+    const int timeout_ms = stopping_ ? kWindDownMs : accept_paused_ ? kAcceptPauseMs : -1;
+    const int count = epoll_wait(epoll_, events, kEvents, timeout_ms);
+    std::lock_guard<std::mutex> guard(lock);
+    share_ = share;
+    if (accept_paused_) {
+      accept_paused_ = false;
+      for (size_t i = 0; i < listeners_.size(); i++)
+        watch_socket(epoll_, EPOLL_CTL_MOD, listeners_[i], EPOLLIN, kListener + 2 * i);
+    }
+    for (int i = 0; i < count; i++) {
+      const uint64_t data = events[i].data.u64;
+      if (data == kWake) {
+        uint64_t ignored;
+        (void)!::read(wake_, &ignored, sizeof ignored);
+      } else if (data & 1) {
+        if (!announced_) accept_from(listeners_[(data - kListener) / 2]);
+      } else {
+        Channel &channel = *static_cast<Channel *>(events[i].data.ptr);
+        if (channel.dead) continue;
+        round_ns = now_ns();
+        if (events[i].events & EPOLLOUT) mark(channel);
+        if ((events[i].events & ~uint32_t(EPOLLOUT)) && !channel.read()) destroy(channel);
+      }
+    }
+    drain_answers();
+    write_all();
+    if (stopping_) wind_down();
+    for (Channel *channel : graveyard_) delete channel;
+    graveyard_.clear();
+    if (!now_.arrived.empty() || !now_.cancelled.empty() || now_.unseen || now_.ended)
+      return std::exchange(now_, Polled{});
+  }
+}
+
+void Endpoint::answer(const CallPtr &call, std::shared_ptr<Answer> answer) {
+  std::lock_guard<std::mutex> guard(answers_lock_);
+  answers_.emplace_back(call, std::move(answer));
+  waiting_.store(true, std::memory_order_relaxed);
+}
+
+void Endpoint::flush() {
+  std::lock_guard<std::mutex> guard(lock);
+  drain_answers();
+  write_all();
+  if (!now_.cancelled.empty()) {
+    // A connection broke while it was written to: the poller has to tell.
+    const uint64_t one = 1;
+    (void)!::write(wake_, &one, sizeof one);
+  }
+}
+
+void Endpoint::stop(int64_t grace_ns) {
+  std::lock_guard<std::mutex> guard(lock);
+  stopping_ = true;
+  stop_ns_ = now_ns() + grace_ns;
+  const uint64_t one = 1;
+  (void)!::write(wake_, &one, sizeof one);
+}
+
+void Endpoint::drain_answers() {
+  std::vector<std::pair<CallPtr, std::shared_ptr<Answer>>> answers;
+  {
+    std::lock_guard<std::mutex> guard(answers_lock_);
+    answers.swap(answers_);
+    waiting_.store(false, std::memory_order_relaxed);
+  }
+  for (auto &[call, answer] : answers) {
+    if (!call->connection) continue;  // the client is gone
+    auto *stream =
+        static_cast<Stream *>(nghttp2_session_get_stream_user_data(call->connection->session, call->stream));
+    if (!stream || stream->answer) continue;
+    stream->answer = std::move(answer);
+    submit_answer(*stream);
+    mark(*stream->connection);
+  }
+}
+
+void Endpoint::write_all() {
+  while (!dirty_.empty()) {
+    Channel &channel = *dirty_.back();
+    dirty_.pop_back();
+    channel.dirty = false;
+    if (!channel.dead && !channel.write()) destroy(channel);
+  }
+}
+
+void Endpoint::wind_down() {
+  if (!announced_) {
+    announced_ = true;
+    for (int listener : listeners_) ::close(listener);
+    listeners_.clear();
+    for (Channel *channel : channels_) {
+      if (!dynamic_cast<Connection *>(channel)) continue;
+      nghttp2_submit_goaway(channel->session, NGHTTP2_FLAG_NONE,
+                            nghttp2_session_get_last_proc_stream_id(channel->session), NGHTTP2_NO_ERROR, nullptr, 0);
+      mark(*channel);
+    }
+    write_all();
+  }
+  bool any = false;
+  for (Channel *channel : channels_) {
+    auto *connection = dynamic_cast<Connection *>(channel);
+    if (!connection) continue;
+    any = true;
+    if (!connection->open_streams && !connection->out.pending()) connection->done();
+  }
+  if (!any || now_ns() >= stop_ns_) {
+    while (!channels_.empty()) destroy(*channels_.back());
+    now_.ended = true;
+  }
+}
+
+void Endpoint::accept_from(int listener) {
+  for (int i = 0; i < kAcceptAtOnce; i++) {
+    const int fd = accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0) {
+      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+        // Without a pause, epoll would report the waiting client again and again.
+        accept_paused_ = true;
+        for (size_t k = 0; k < listeners_.size(); k++)
+          watch_socket(epoll_, EPOLL_CTL_MOD, listeners_[k], 0, kListener + 2 * k);
+      }
+      if (errno == ECONNABORTED || errno == EINTR) continue;
+      return;
+    }
+    const int one = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    // A client that vanished without a word is noticed.
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
+    Channel *connection = new Connection(*this, fd);
+    channels_.push_back(connection);
+    watch_socket(epoll_, EPOLL_CTL_ADD, fd, EPOLLIN, reinterpret_cast<uint64_t>(connection));
+    mark(*connection);
+  }
+}
+
+void Endpoint::mark(Channel &channel) {
+  if (channel.dirty || channel.dead) return;
+  channel.dirty = true;
+  dirty_.push_back(&channel);
+}
+
+void Endpoint::watch(Channel &channel, bool for_write) {
+  if (channel.listed_for_write == for_write) return;
+  channel.listed_for_write = for_write;
+  watch_socket(epoll_, EPOLL_CTL_MOD, channel.fd, for_write ? EPOLLIN | EPOLLOUT : EPOLLIN,
+               reinterpret_cast<uint64_t>(&channel));
+}
+
+void Endpoint::destroy(Channel &channel) {
+  if (channel.dead) return;
+  channel.dead = true;
+  channels_.erase(std::find(channels_.begin(), channels_.end(), &channel));
+  graveyard_.push_back(&channel);
+  channel.closed();
+  epoll_ctl(epoll_, EPOLL_CTL_DEL, channel.fd, nullptr);
+  ::close(channel.fd);
+}
+
+// ------------------------------------------------------------------------------------------------- calls of the method
+
+void Endpoint::begin(Stream &stream) {
+  if (!stream.served_path) {
+    relay(stream);
+    return;
+  }
+  if (!stream.is_post || !stream.is_grpc) {
+    stream.kind = Stream::Kind::kRefused;
+    submit_http_error(stream, "415");
+    return;
+  }
+  if (calls.load(std::memory_order_relaxed) >= limits.max_calls) {
+    refuse(stream, kUnavailable,
+           "Exceeds maximum queue size: " + std::to_string(limits.max_calls) + " calls are in progress", "1");
+    return;
+  }
+  credit_ += share_;
+  if (share_ > 0 && credit_ >= 1) {
+    credit_ -= 1;
+    now_.unseen++;
+    refuse(stream, unseen_.status, unseen_.details, unseen_.pushback);
+    return;
+  }
+  if (stream.encoding == Encoding::kOther) {
+    refuse(stream, kUnimplemented, method + ": grpc-encoding must be identity, gzip or deflate");
+    return;
+  }
+  stream.kind = Stream::Kind::kServed;
+  stream.call = std::make_shared<Call>();
+  stream.call->connection = stream.connection;
+  stream.call->stream = stream.id;
+  if (stream.timeout_ns < kNever - round_ns) stream.call->deadline_ns = round_ns + stream.timeout_ns;
+  calls.fetch_add(1, std::memory_order_relaxed);
+}
+
+void Endpoint::arrived(CallPtr call) {
+  call->arrival_ns = round_ns;
+  now_.arrived.push_back(std::move(call));
+}
+
+void Endpoint::refuse(Stream &stream, int status, std::string details, std::string pushback) {
+  if (stream.call) stream.call->taken.store(true);
+  stream.kind = Stream::Kind::kRefused;
+  stream.answer = std::make_shared<Answer>();
+  stream.answer->status = status;
+  stream.answer->details = std::move(details);
+  stream.answer->pushback = std::move(pushback);
+  submit_answer(stream);
+  mark(*stream.connection);
+}
+
+void Endpoint::ended(Stream &stream) {
+  if (!stream.call) return;
+  Call &call = *stream.call;
+  call.connection = nullptr;
+  if (!call.taken.exchange(true) && call.owner) now_.cancelled.push_back(std::exchange(call.owner, nullptr));
+  calls.fetch_sub(1, std::memory_order_relaxed);
+  bytes.fetch_sub(stream.counted, std::memory_order_relaxed);
+}
+
+// ------------------------------------------------------------------------------------------------ everything else
+
+void Endpoint::relay(Stream &stream) {
+  stream.kind = Stream::Kind::kRelayed;
+  Connection &front = *stream.connection;
+  if (!front.upstream) {
+    const int fd = connect_unix(upstream_path_);
+    if (fd < 0) {
+      refuse(stream, kUnavailable, "the server is stopping or overloaded: its control plane does not answer");
+      return;
+    }
+    front.upstream = new Upstream(*this, fd, &front);
+    channels_.push_back(front.upstream);
+    watch_socket(epoll_, EPOLL_CTL_ADD, fd, EPOLLIN, reinterpret_cast<uint64_t>(static_cast<Channel *>(front.upstream)));
+  }
+  submit_relayed(stream);
+  mark(*front.upstream);
+}
+
+// ------------------------------------------------------------------------------------------------------- channels
+
+Channel::~Channel() { nghttp2_session_del(session); }
+
+void Channel::mark() { endpoint.mark(*this); }
+
+bool Channel::read() {
+  // So much from one channel, then it is the next one's turn.
+  for (int i = 0; i < 4; i++) {
+    const ssize_t size = recv(fd, endpoint.read_buffer(), Endpoint::kReadSize, MSG_DONTWAIT);
+    if (size == 0) return false;
+    if (size < 0) {
+      if (errno == EINTR) continue;
+      if (errno == EAGAIN || errno == EWOULDBLOCK) break;
+      return false;
+    }
+    if (half_closed) continue;
+    // Negative: not HTTP/2, a flood, no memory. Other errors of the peer are answered by the session itself.
+    if (nghttp2_session_mem_recv(session, reinterpret_cast<uint8_t *>(endpoint.read_buffer()), size_t(size)) < 0)
+      return false;
+    if (size_t(size) < Endpoint::kReadSize) break;
+  }
+  mark();
+  return true;
+}
+
+bool Channel::write() {
+  // Frames are made as the socket takes them: what a slow reader has not read waits as answers, not as frames.
+  constexpr size_t kHighWater = 1 << 20;
+  before_write();
+  for (;;) {
+    while (out.pending() < kHighWater) {
+      const uint8_t *data;
+      const ssize_t size = nghttp2_session_mem_send(session, &data);
+      if (size < 0) return false;
+      if (size == 0) break;
+      out.append(data, size_t(size));
+    }
+    if (!out.pending()) break;
+    if (half_closed || !out.write(fd)) return false;
+    if (out.pending()) break;
+  }
+  endpoint.watch(*this, out.pending() > 0);
+  if (out.pending() || nghttp2_session_want_read(session) || nghttp2_session_want_write(session)) return true;
+  return done();
+}
+
+}  // namespace onclock
