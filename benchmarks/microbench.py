@@ -98,8 +98,8 @@ class _Call:
         self._done = threading.Lock()
         self._done.acquire()
 
-    def reply(self, message: bytes) -> None:
-        self.answer = message
+    def reply(self, parts: Sequence[bytes | memoryview], /) -> None:
+        self.answer = b"".join(parts)
         self._done.release()
 
     def fail(self, error: ServiceError) -> None:

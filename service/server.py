@@ -144,7 +144,7 @@ class Server:
                 settings.max_in_flight,
                 settings.max_in_flight_bytes,
                 handler.gate,
-                handler.pause_s,
+                handler.lull,
             )
         return NativeIngress(
             self._grpc,
@@ -154,7 +154,7 @@ class Server:
             settings.max_in_flight_bytes,
             settings.max_message_bytes,
             handler.share,
-            handler.pause_s,
+            handler.lull,
             unseen(),
         )
 

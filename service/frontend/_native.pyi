@@ -39,15 +39,19 @@ class Endpoint:
     def calls(self) -> int: ...
     @property
     def bytes(self) -> int: ...
-    def poll(self, pause_ns: int, share: float, /) -> tuple[list[Call], list[Call], int, bool]:
+    def poll(self, look_ns: int, hand_over_ns: int, share: float, /) -> tuple[list[Call], list[Call], int, bool]:
         """Wait for calls: those that arrived, those whose stream ended before they were answered, how many were refused
-        by `share`, whether the endpoint has ended. Nothing is looked at for `pause_ns`. One thread polls."""
+        by `share`, whether the endpoint has ended. One thread polls.
+
+        With a `hand_over_ns`, sockets are looked at every `look_ns` only, and what arrived is handed over together after
+        that time, or when another thread says `flush`.
+        """
 
     def hold(self) -> None:
         """Answers given by other threads than the poller wait for `flush`, which must follow."""
 
     def flush(self) -> None:
-        """Send the answers that were held."""
+        """Send the answers that were held; then what has arrived is handed over."""
 
     def stop(self, grace_ns: int, /) -> None:
         """End: nothing new is accepted; connections close when idle, at the latest after `grace_ns`."""

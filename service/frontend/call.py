@@ -8,7 +8,9 @@ object, so another ingress (another HTTP/2 stack, another process) can stand und
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from service.clock import NS_PER_MS
 
 from service.errors import ServiceError
 
@@ -30,6 +32,30 @@ class Call(Protocol):
 
 
 UnaryHandler = Callable[[bytes | memoryview, Call], None]
+
+
+class Lull(NamedTuple):
+    """For how long, in all likelihood, nothing that comes can start, since every device in demand is busy; and the
+    tightest objective in demand. Handling what came meanwhile in one go costs half to a quarter of handling each as it
+    comes, in caches that a batch keeps emptying."""
+
+    busy_ns: int
+    slo_ns: int
+
+    def pause_ns(self, parts: int) -> int:
+        """What may wait for one of `parts` parts of the objective may wait so long; 0: not at all."""
+        return min(MAX_PAUSE_NS, self.slo_ns // parts) if self.busy_ns >= MIN_PAUSE_NS else 0
+
+
+NO_LULL = Lull(0, 0)
+# Arrivals are dated when they are read, so they must be read within a small part of the objective ...
+LOOK_PARTS = 50
+# ... and admitted, or refused, within a part that leaves a refused client the time to ask elsewhere.
+HAND_OVER_PARTS = 10
+# A cancelled request must not stay queued for 10 ms.
+MAX_PAUSE_NS = 5 * NS_PER_MS
+# Shorter pauses are not worth their system call.
+MIN_PAUSE_NS = NS_PER_MS // 5
 
 
 class Outbox(Protocol):

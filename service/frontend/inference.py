@@ -11,7 +11,7 @@ from functools import partial
 
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
 from service.errors import Draining, Overloaded, ServiceError
-from service.frontend.call import Call, Outbox
+from service.frontend.call import NO_LULL, Call, Lull, Outbox
 from service.frontend.codec.decode import Decoder
 from service.frontend.codec.encode import encode
 from service.frontend.thinning import WINDOW_NS, ModelLoad, Thinning, shares_of
@@ -25,12 +25,6 @@ log = logging.getLogger(__name__)
 # A client's deadline covers the way back, too, and gRPC's core rounds deadlines to whole milliseconds: an answer that
 # leaves this much before the deadline arrives in time.
 CLIENT_MARGIN_NS = NS_PER_MS
-# The ingress pauses for at most a fiftieth of the tightest objective in demand, so that arrivals are dated that
-# exactly, and never so long that a cancelled request stays queued for 10 ms.
-PAUSE_PARTS = 50
-MAX_PAUSE_NS = 5 * NS_PER_MS
-# Shorter sleeps are not worth their system call.
-MIN_PAUSE_NS = NS_PER_MS // 5
 
 
 class InferenceHandler:
@@ -46,6 +40,7 @@ class InferenceHandler:
         self._thinning = Thinning()
         self._window_end_ns = 0
         self._thinned = 0
+        self._lull = NO_LULL
         # Models that had requests in this window, and what had become of their requests when it began.
         self._seen: dict[Model, tuple[int, int]] = {}
 
@@ -54,7 +49,7 @@ class InferenceHandler:
         at_ns = now_ns()
         if at_ns >= self._window_end_ns:
             self._next_window(at_ns)
-        if self._thinning.share and self._thinning.refuses() and self._all_supplied():
+        if self._thinning.share and self._lull.busy_ns and self._thinning.refuses():
             self._thinned += 1
             return unseen()
         return None
@@ -66,24 +61,23 @@ class InferenceHandler:
         at_ns = now_ns()
         if at_ns >= self._window_end_ns:
             self._next_window(at_ns)
-        share = self._thinning.share
-        return share if share and self._all_supplied() else 0.0
+        return self._thinning.share if self._lull.busy_ns else 0.0
 
-    def pause_s(self) -> float:
-        """How long the ingress need not look for calls: while every device in demand is busy nothing that comes can
-        start, and handling what came in one go costs half of handling each as it comes, in cold caches."""
-        pause_ns = MAX_PAUSE_NS
-        at_ns = now_ns()
+    def lull(self) -> Lull:
+        """How much the ingress may leave for later: see `call.Lull`. Called on its thread."""
+        self._lull = self._find_lull(now_ns())
+        return self._lull
+
+    def _find_lull(self, at_ns: int) -> Lull:
+        busy_ns = slo_ns = NEVER_NS
         for model in self._seen:
-            slo_ns = model.policy.slo_ns
-            if slo_ns is None:
-                return 0.0
-            pause_ns = min(pause_ns, slo_ns // PAUSE_PARTS, model.busy_ns(at_ns))
-        return pause_ns / NS_PER_S if self._seen and pause_ns >= MIN_PAUSE_NS else 0.0
-
-    def _all_supplied(self) -> bool:
-        """Whether every model in demand has as much waiting as its device takes next."""
-        return all(model.supplied for model in self._seen)
+            if model.policy.slo_ns is None:
+                return NO_LULL
+            slo_ns = min(slo_ns, model.policy.slo_ns)
+            busy_ns = min(busy_ns, model.busy_ns(at_ns))
+            if not busy_ns:
+                return NO_LULL
+        return Lull(busy_ns, slo_ns) if self._seen else NO_LULL
 
     def _next_window(self, at_ns: int) -> None:
         self._window_end_ns = at_ns + WINDOW_NS

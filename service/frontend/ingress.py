@@ -24,7 +24,7 @@ from grpc._cython import cygrpc
 
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
 from service.errors import InvalidRequest, QueueFull, ServiceError
-from service.frontend.call import UnaryHandler
+from service.frontend.call import LOOK_PARTS, NO_LULL, Lull, UnaryHandler
 from service.frontend.status import as_service_error, status_of
 
 _NO_FLAGS = 0
@@ -112,8 +112,8 @@ class Ingress:
     Construct before the server starts, `start` after, `stop` once the server has shut down. The queue ends only when no
     call can be answered any more: answering on a queue that has ended aborts the process. Calls beyond `max_calls` in
     progress, and those for which `gate` has a reason, are refused before their message is read; a message that would
-    bring those held beyond `max_bytes` is refused when it has been read. When nothing is left to do, `pause` says for
-    how many seconds nothing needs to be looked at: what comes meanwhile is handled in one go.
+    bring those held beyond `max_bytes` is refused when it has been read. When nothing is left to do, `lull` says
+    whether anything that comes could start: if not, what comes meanwhile is handled in one go.
     """
 
     def __init__(
@@ -124,14 +124,14 @@ class Ingress:
         max_calls: int,
         max_bytes: int,
         gate: Callable[[], ServiceError | None] = lambda: None,
-        pause: Callable[[], float] = lambda: 0.0,
+        lull: Callable[[], Lull] = lambda: NO_LULL,
     ) -> None:
         self._server = server
         self._core = check_core(server)
         self._method = method
         self._handler = handler
         self._gate = gate
-        self._pause = pause
+        self._lull = lull
         self._max_calls = max_calls
         self._max_bytes = max_bytes
         # Changed by the ingress thread only.
@@ -188,8 +188,9 @@ class Ingress:
             if event.completion_type == shutdown:
                 return
             event.tag(event)
-            pause_s = self._pause()
-            if pause_s <= 0.0:
+            lull = self._lull()
+            pause_ns = min(lull.pause_ns(LOOK_PARTS), lull.busy_ns)
+            if not pause_ns:
                 continue
             while True:
                 event = None
@@ -199,7 +200,7 @@ class Ingress:
                 if event.completion_type == nothing:
                     break
                 event.tag(event)
-            time.sleep(pause_s)
+            time.sleep(pause_ns / NS_PER_S)
 
     def _end_when_done(self) -> None:
         if self._closing and self._unfinished == 0:

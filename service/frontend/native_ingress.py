@@ -26,7 +26,7 @@ import grpc
 
 from service.clock import NS_PER_MS, NS_PER_S
 from service.errors import InvalidRequest, QueueFull, ServiceError
-from service.frontend.call import UnaryHandler
+from service.frontend.call import HAND_OVER_PARTS, LOOK_PARTS, NO_LULL, Lull, UnaryHandler
 from service.frontend.status import as_service_error, status_of
 
 if TYPE_CHECKING:
@@ -79,8 +79,9 @@ class NativeIngress:
 
     Calls beyond `max_calls` in progress, and a share of them as `share` says when told how many were refused so since
     it was last asked, are refused before their message is read; a message that would bring those held beyond
-    `max_bytes` is refused while it is being read. After what has arrived was handled, `pause` says for how many seconds
-    nothing needs to be looked at. `unseen` is what the share is told.
+    `max_bytes` is refused while it is being read. After what has arrived was handled, `lull` says whether anything that
+    comes could start: if not, arrivals are read now and then and handed over together, at the latest when `flush`
+    says that a batch was answered. `unseen` is what the share is told.
     """
 
     kind = "native"
@@ -94,7 +95,7 @@ class NativeIngress:
         max_bytes: int,
         max_message_bytes: int,
         share: Callable[[int], float] = lambda _unseen: 0.0,
-        pause: Callable[[], float] = lambda: 0.0,
+        lull: Callable[[], Lull] = lambda: NO_LULL,
         unseen: ServiceError | None = None,
     ) -> None:
         self._server = server
@@ -104,7 +105,7 @@ class NativeIngress:
         self._max_bytes = max_bytes
         self._max_message_bytes = max_message_bytes
         self._share = share
-        self._pause = pause
+        self._lull = lull
         self._unseen = unseen or QueueFull("the server is overloaded", NS_PER_MS)
         self._endpoint: Endpoint
         self._directory: tempfile.TemporaryDirectory[str] | None = None
@@ -141,7 +142,7 @@ class NativeIngress:
         self._endpoint.hold()
 
     def flush(self) -> None:
-        """Send what was held."""
+        """Send what was held; then what has come meanwhile is handed over."""
         self._endpoint.flush()
 
     @property
@@ -169,9 +170,9 @@ class NativeIngress:
 
     def _serve(self) -> None:
         poll, dispatch = self._endpoint.poll, self._dispatch
-        pause_ns, share = 0, 0.0
+        look_ns, hand_over_ns, share = 0, 0, 0.0
         while True:
-            arrived, cancelled, unseen, ended = poll(pause_ns, share)
+            arrived, cancelled, unseen, ended = poll(look_ns, hand_over_ns, share)
             for call in cancelled:
                 self._cancelled(call)
             for call in arrived:
@@ -181,11 +182,12 @@ class NativeIngress:
             # Nothing may keep a call alive while we wait.
             arrived = cancelled = call = None  # type: ignore[assignment]
             try:
+                lull = self._lull()
                 share = self._share(unseen)
-                pause_ns = int(self._pause() * NS_PER_S)
+                look_ns, hand_over_ns = lull.pause_ns(LOOK_PARTS), lull.pause_ns(HAND_OVER_PARTS)
             except Exception as error:  # noqa: BLE001 - the boundary: it is logged, the thread lives on
                 as_service_error(error, f"admitting calls of {self._method}")
-                share, pause_ns = 0.0, 0
+                look_ns, hand_over_ns, share = 0, 0, 0.0
 
     def _dispatch(self, call: Call) -> None:
         try:

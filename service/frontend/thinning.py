@@ -20,10 +20,13 @@ from service.clock import NS_PER_MS
 
 # How often the share is renewed: a few batches long, a fraction of the time in which people notice a change of load.
 WINDOW_NS = 50 * NS_PER_MS
-# Requests let through for each one served. Below about 1.3 batches run short in bursts, above 2 little is saved.
-HEADROOM = 1.6
-# A model counts as overloaded when it refuses at least this share of its requests.
+# Requests let through for each one served. That batches do not run short in a burst is seen to by who asks: nothing is
+# refused unseen while less waits than a device takes next.
+HEADROOM = 2.0
+# A model counts as overloaded when it refuses at least this share of its requests ...
 OVERLOADED = 0.3
+# ... and from then on for as long as it refuses this share of those that are still read.
+STILL_OVERLOADED = 0.05
 # However deep the overload, one call in twenty is read: without them nobody would notice its end.
 MAX_SHARE = 0.95
 # Weight of the newest window.
@@ -52,7 +55,8 @@ class Thinning:
         arrived = sum(load.arrived for load in loads)
         kept = arrived - sum(load.refused for load in loads)
         wanted = 0.0
-        if arrived and all(load.refused >= OVERLOADED * load.arrived for load in loads if load.arrived):
+        least = STILL_OVERLOADED if self.share else OVERLOADED
+        if arrived and all(load.refused >= least * load.arrived for load in loads if load.arrived):
             wanted = max(0.0, 1.0 - HEADROOM * max(kept, 0) / (arrived + thinned))
         # Falling load ends the thinning at once; rising load is followed over a few windows.
         self.share = min(MAX_SHARE, wanted if wanted < self.share else self.share + STEP * (wanted - self.share))

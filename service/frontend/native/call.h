@@ -67,6 +67,7 @@ struct Call {
   int32_t stream = 0;
   // Whoever takes the call first decides how it ends: an answer, or the end of its stream.
   std::atomic<bool> taken{false};
+  int64_t timeout_ns = kNever;  // what the client leaves us
   int64_t arrival_ns = 0;
   int64_t deadline_ns = kNever;
   Buffer message;

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -20,6 +21,10 @@ namespace {
 constexpr uint64_t kWake = 1;
 constexpr uint64_t kListener = 3;
 constexpr int kEvents = 64;
+// More are not kept for later: the list is bounded, and whoever handles it has its hands full.
+constexpr size_t kHandOver = 1024;
+// Waiting takes longer than this only if there was something to wait for.
+constexpr int64_t kAtOnceNs = 20000;
 constexpr int kAcceptAtOnce = 64;
 // After running out of file descriptors, accepting is tried again this often.
 constexpr int kAcceptPauseMs = 100;
@@ -62,18 +67,27 @@ Endpoint::~Endpoint() {
   if (epoll_ >= 0) ::close(epoll_);
 }
 
-Polled Endpoint::poll(int64_t pause_ns, double share) {
+Polled Endpoint::poll(int64_t look_ns, int64_t hand_over_ns, double share) {
   poller_.store(pthread_self(), std::memory_order_relaxed);
   if (waiting_.load(std::memory_order_relaxed)) flush();
-  if (pause_ns > 0) {
-    const timespec pause{time_t(pause_ns / 1000000000), long(pause_ns % 1000000000)};
-    nanosleep(&pause, nullptr);
-  }
+  const int64_t hand_over_at_ns = hand_over_ns > 0 ? now_ns() + hand_over_ns : 0;
+  bool pacing = hand_over_ns > 0;
+  pacing_.store(pacing);
   epoll_event events[kEvents];
   for (;;) {
-    const int timeout_ms = stopping_ ? kWindDownMs : accept_paused_ ? kAcceptPauseMs : -1;
+    if (pacing) {
+      const int64_t left_ns = hand_over_at_ns - now_ns();
+      const int64_t pause_ns = std::min(look_ns, left_ns);
+      pollfd hurry{wake_, POLLIN, 0};
+      const timespec pause{time_t(pause_ns / 1000000000), long(pause_ns % 1000000000)};
+      if (left_ns <= look_ns || ppoll(&hurry, 1, &pause, nullptr) != 0) pacing = false;
+    }
+    const int timeout_ms = pacing || !now_.empty() ? 0 : stopping_ ? kWindDownMs : accept_paused_ ? kAcceptPauseMs : -1;
+    const int64_t before_ns = now_ns();
     const int count = epoll_wait(epoll_, events, kEvents, timeout_ms);
+    const int64_t after_ns = now_ns();
     std::lock_guard<std::mutex> guard(lock);
+    const size_t known = now_.arrived.size();
     share_ = share;
     if (accept_paused_) {
       accept_paused_ = false;
@@ -90,18 +104,31 @@ Polled Endpoint::poll(int64_t pause_ns, double share) {
       } else {
         Channel &channel = *static_cast<Channel *>(events[i].data.ptr);
         if (channel.dead) continue;
-        round_ns = now_ns();
         if (events[i].events & EPOLLOUT) mark(channel);
         if ((events[i].events & ~uint32_t(EPOLLOUT)) && !channel.read()) destroy(channel);
       }
     }
+    date(known, after_ns - before_ns < kAtOnceNs ? looked_ns_ : after_ns, after_ns);
+    looked_ns_ = after_ns;
     drain_answers();
     write_all();
     if (stopping_) wind_down();
     for (Channel *channel : graveyard_) delete channel;
     graveyard_.clear();
-    if (!now_.arrived.empty() || !now_.cancelled.empty() || now_.unseen || now_.ended)
+    if (now_.ended || !(pacing || now_.empty()) || now_.arrived.size() >= kHandOver) {
+      pacing_.store(false);
       return std::exchange(now_, Polled{});
+    }
+  }
+}
+
+// What was there when we looked came at some time since we last did, in order: taken as evenly spread, the first at once.
+void Endpoint::date(size_t first, int64_t from_ns, int64_t to_ns) {
+  const auto count = int64_t(now_.arrived.size() - first);
+  for (int64_t i = 0; i < count; i++) {
+    Call &call = *now_.arrived[first + size_t(i)];
+    call.arrival_ns = from_ns + (to_ns - from_ns) / count * i;
+    if (call.timeout_ns < kNever - call.arrival_ns) call.deadline_ns = call.arrival_ns + call.timeout_ns;
   }
 }
 
@@ -120,6 +147,14 @@ void Endpoint::flush() {
     const uint64_t one = 1;
     (void)!::write(wake_, &one, sizeof one);
   }
+}
+
+void Endpoint::hurry() {
+  if (!pacing_.exchange(false)) return;
+  const uint64_t one = 1;
+  (void)!::write(wake_, &one, sizeof one);
+  // On a shared core the poller would else come to run when the next batch has begun without what it has read.
+  sched_yield();
 }
 
 void Endpoint::stop(int64_t grace_ns) {
@@ -262,12 +297,11 @@ void Endpoint::begin(Stream &stream) {
   stream.call = std::make_shared<Call>();
   stream.call->connection = stream.connection;
   stream.call->stream = stream.id;
-  if (stream.timeout_ns < kNever - round_ns) stream.call->deadline_ns = round_ns + stream.timeout_ns;
+  stream.call->timeout_ns = stream.timeout_ns;
   calls.fetch_add(1, std::memory_order_relaxed);
 }
 
 void Endpoint::arrived(CallPtr call) {
-  call->arrival_ns = round_ns;
   now_.arrived.push_back(std::move(call));
 }
 
@@ -339,7 +373,6 @@ bool Channel::read() {
 bool Channel::write() {
   // Frames are made as the socket takes them: what a slow reader has not read waits as answers, not as frames.
   constexpr size_t kHighWater = 1 << 20;
-  before_write();
   for (;;) {
     while (out.pending() < kHighWater) {
       const uint8_t *data;

@@ -38,6 +38,7 @@ struct Polled {
   std::vector<void *> cancelled;  // owners of calls whose stream ended before anybody answered
   long unseen = 0;                // calls refused by the share
   bool ended = false;
+  bool empty() const { return arrived.empty() && cancelled.empty() && !unseen && !ended; }
 };
 
 class Endpoint;
@@ -55,7 +56,6 @@ class Channel {
   // Sends what there is to send. False: the channel is finished.
   bool write();
   virtual void closed() = 0;
-  virtual void before_write() {}
   // The session has ended and all is sent. False: close the socket.
   virtual bool done() { return false; }
   void mark();  // to be written at the end of this round
@@ -76,13 +76,11 @@ class Connection : public Channel {
   Connection(Endpoint &endpoint, int fd);
   ~Connection() override;
   void closed() override;
-  void before_write() override;
   bool done() override;
 
   Upstream *upstream = nullptr;
   Stream *streams = nullptr;  // a list, to find them when the connection breaks
   uint32_t open_streams = 0;
-  std::vector<int32_t> unheard;  // answered before the request had ended
 };
 
 // The private connection to the ordinary server that takes what is relayed from one client's connection.
@@ -137,9 +135,12 @@ class Endpoint {
   ~Endpoint();
   Endpoint(const Endpoint &) = delete;
 
-  // Waits until something has arrived, was cancelled or the endpoint has ended. First nothing is looked at for
-  // `pause_ns`. A `share` of the calls is refused before their message is read. Called by one thread.
-  Polled poll(int64_t pause_ns, double share);
+  // Waits until something has arrived, was cancelled or the endpoint has ended. A `share` of the calls is refused before
+  // their message is read. With a `hand_over_ns`, sockets are looked at every `look_ns` only, and what arrived is
+  // returned after that time, or when somebody is in a hurry. Called by one thread.
+  Polled poll(int64_t look_ns, int64_t hand_over_ns, double share);
+  // Lets a poll that hands over later do so now.
+  void hurry();
   // Queues an answer; whoever has taken the call gives it.
   void answer(const CallPtr &call, std::shared_ptr<Answer> answer);
   // Sends what was queued.
@@ -164,12 +165,12 @@ class Endpoint {
   void mark(Channel &channel);
   void watch(Channel &channel, bool for_write);
   void destroy(Channel &channel);
-  int64_t round_ns = 0;  // the time of what is being read
   char *read_buffer() { return read_buffer_.data(); }
   static constexpr size_t kReadSize = 256 * 1024;
 
  private:
   void accept_from(int listener);
+  void date(size_t first, int64_t from_ns, int64_t to_ns);
   void drain_answers();
   void write_all();
   void wind_down();
@@ -185,6 +186,7 @@ class Endpoint {
   std::vector<Channel *> graveyard_;  // freed by the poller, which may hold events for them
   std::mutex answers_lock_;
   std::vector<std::pair<CallPtr, std::shared_ptr<Answer>>> answers_;
+  std::atomic<bool> pacing_{false};   // whether the poller hands over later
   std::atomic<bool> waiting_{false};  // whether there are answers to send
   std::atomic<pthread_t> poller_{};
   Polled now_;
@@ -192,6 +194,7 @@ class Endpoint {
   std::atomic<bool> stopping_{false};
   bool announced_ = false;
   bool accept_paused_ = false;
+  int64_t looked_ns_ = now_ns();
   int64_t stop_ns_ = 0;
 };
 

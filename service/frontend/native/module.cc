@@ -221,12 +221,12 @@ void endpoint_dealloc(PyObject *object) {
 
 PyObject *endpoint_poll(PyObject *object, PyObject *args) {
   auto *self = reinterpret_cast<EndpointObject *>(object);
-  long long pause_ns;
+  long long look_ns, hand_over_ns;
   double share;
-  if (!PyArg_ParseTuple(args, "Ld", &pause_ns, &share)) return nullptr;
+  if (!PyArg_ParseTuple(args, "LLd", &look_ns, &hand_over_ns, &share)) return nullptr;
   Endpoint &endpoint = *self->endpoint;
   Polled polled;
-  without_interpreter([&] { polled = endpoint.poll(pause_ns, share); });
+  without_interpreter([&] { polled = endpoint.poll(look_ns, hand_over_ns, share); });
   PyObject *arrived = PyList_New(0), *cancelled = PyList_New(0);
   if (!arrived || !cancelled) return nullptr;
   {
@@ -259,7 +259,10 @@ PyObject *endpoint_hold(PyObject *object, PyObject *) {
 PyObject *endpoint_flush(PyObject *object, PyObject *) {
   auto *self = reinterpret_cast<EndpointObject *>(object);
   self->held.fetch_sub(1);
-  if (!self->endpoint->polled_by_me()) without_interpreter([&] { self->endpoint->flush(); });
+  if (!self->endpoint->polled_by_me()) without_interpreter([&] {
+      self->endpoint->flush();
+      self->endpoint->hurry();
+    });
   Py_RETURN_NONE;
 }
 
@@ -280,8 +283,8 @@ PyObject *endpoint_bytes(PyObject *object, void *) {
 
 PyMethodDef endpoint_methods[] = {
     {"poll", endpoint_poll, METH_VARARGS, "Wait for calls: (arrived, cancelled, unseen, ended)."},
-    {"hold", endpoint_hold, METH_NOARGS, "Answers of other threads than the poller's wait for `flush`."},
-    {"flush", endpoint_flush, METH_NOARGS, "Send the answers that were held."},
+    {"hold", endpoint_hold, METH_NOARGS, "Answers of other threads than the poller wait for `flush`."},
+    {"flush", endpoint_flush, METH_NOARGS, "Send the answers that were held; then what has arrived is handed over."},
     {"stop", endpoint_stop, METH_O, "End, at the latest after so many ns."},
     {nullptr, nullptr, 0, nullptr}};
 PyGetSetDef endpoint_properties[] = {{"calls", endpoint_calls, nullptr, "Calls in progress.", nullptr},

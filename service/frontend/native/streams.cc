@@ -224,11 +224,14 @@ int on_close(nghttp2_session *session, int32_t id, uint32_t, void *) {
 
 // ----------------------------------------------------------------------------------------- a client's connection: writing
 
-// The end of an answer. A client that has not ended its side is told that nobody listens any more.
-void finish(nghttp2_session *session, int32_t id, const nghttp2_nv *trailers, size_t count) {
-  nghttp2_submit_trailer(session, id, trailers, count);
-  if (nghttp2_session_get_stream_remote_close(session, id) == 0)
-    nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, id, NGHTTP2_NO_ERROR);
+// After the end of an answer, a client that has not ended its side is told that nobody listens any more. Not before:
+// from the moment a stream is to be reset, the session sends nothing else on it.
+int on_sent(nghttp2_session *session, const nghttp2_frame *frame, void *) {
+  if (frame->hd.type != NGHTTP2_HEADERS && frame->hd.type != NGHTTP2_DATA) return 0;
+  if ((frame->hd.flags & NGHTTP2_FLAG_END_STREAM) &&
+      nghttp2_session_get_stream_remote_close(session, frame->hd.stream_id) == 0)
+    nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame->hd.stream_id, NGHTTP2_NO_ERROR);
+  return 0;
 }
 
 ssize_t read_answer(nghttp2_session *session, int32_t id, uint8_t *buffer, size_t room, uint32_t *flags,
@@ -245,7 +248,7 @@ ssize_t read_answer(nghttp2_session *session, int32_t id, uint8_t *buffer, size_
   }
   if (size == left) {
     *flags |= NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_END_STREAM;
-    finish(session, id, &kStatusOk, 1);
+    nghttp2_submit_trailer(session, id, &kStatusOk, 1);
   }
   return ssize_t(size);
 }
@@ -308,7 +311,7 @@ ssize_t read_back(nghttp2_session *session, int32_t id, uint8_t *buffer, size_t 
     if (!stream.trailers.empty()) {
       *flags |= NGHTTP2_DATA_FLAG_NO_END_STREAM;
       const auto trailers = pairs(stream.trailers);
-      finish(session, id, trailers.data(), trailers.size());
+      nghttp2_submit_trailer(session, id, trailers.data(), trailers.size());
     }
   }
   return ssize_t(size);
@@ -343,8 +346,6 @@ int on_back_frame(nghttp2_session *session, const nghttp2_frame *frame, void *us
     provider.source.ptr = stream;
     provider.read_callback = read_back;
     nghttp2_submit_response(front.session, stream->id, headers.data(), headers.size(), end ? nullptr : &provider);
-    if (end && nghttp2_session_get_stream_remote_close(front.session, stream->id) == 0)
-      nghttp2_submit_rst_stream(front.session, NGHTTP2_FLAG_NONE, stream->id, NGHTTP2_NO_ERROR);
   } else {
     if (frame->hd.type == NGHTTP2_HEADERS) stream->trailers = std::move(stream->back_headers);
     if (end) stream->back_ended = true;
@@ -400,6 +401,7 @@ nghttp2_session_callbacks *make_front_callbacks() {
   nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, on_frame);
   nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, on_data);
   nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, on_close);
+  nghttp2_session_callbacks_set_on_frame_send_callback(callbacks, on_sent);
   nghttp2_session_callbacks_set_send_data_callback(callbacks, send_answer);
   nghttp2_session_callbacks_set_data_source_read_length_callback(callbacks, frame_size);
   return callbacks;
@@ -482,16 +484,6 @@ void submit_answer(Stream &stream) {
   if (!answer.pushback.empty())
     headers[count++] = field("grpc-retry-pushback-ms", answer.pushback, NGHTTP2_NV_FLAG_NO_INDEX);
   nghttp2_submit_response(session, stream.id, headers, count, nullptr);
-  if (nghttp2_session_get_stream_remote_close(session, stream.id) == 0)
-    stream.connection->unheard.push_back(stream.id);
-}
-
-void Connection::before_write() {
-  // Refused before all of it had come: what was in the same packet has come by now.
-  for (int32_t id : unheard)
-    if (nghttp2_session_get_stream_remote_close(session, id) == 0)
-      nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, id, NGHTTP2_NO_ERROR);
-  unheard.clear();
 }
 
 bool Connection::done() {
@@ -506,7 +498,6 @@ void submit_http_error(Stream &stream, const char *status) {
   const std::string text(status);
   const nghttp2_nv headers[] = {field(":status", text)};
   nghttp2_submit_response(stream.connection->session, stream.id, headers, 1, nullptr);
-  stream.connection->unheard.push_back(stream.id);
   stream.connection->mark();
 }
 
