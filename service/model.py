@@ -67,7 +67,6 @@ class Model:
         self._shards: dict[int, ModelShard] = {}
         self._incidents = IncidentLimiter()
         self._incidents_lock = threading.Lock()
-        self._last_rows = 1
         self.load_ns: int | None = None
         self.queue = runtime.add(policy, latency)
 
@@ -118,11 +117,6 @@ class Model:
         """The client is gone: a request still queued leaves the queue at once; a running one is dropped when done."""
         if self._runtime.cancel(request) and self._claim(request):
             self._shard().record_cancelled(request.arrival_ns, now_ns(), request.deadline_ns)
-
-    @property
-    def supplied(self) -> bool:
-        """Whether as many rows are waiting as the last batch took: the device will not lack work next."""
-        return self.queue.pending_rows >= self._last_rows
 
     def busy_ns(self, at_ns: int) -> int:
         """For how long, in all likelihood, nothing new can start on any of the model's devices; 0 when it can now."""
@@ -181,7 +175,6 @@ class Model:
             self._retry_split(dispatch, segments, instance, error)
             return None, 0
         answered = self._answer(segments, executed.outputs)
-        self._last_rows = dispatch.rows
         done_ns = now_ns()
         record = BatchRecord(
             dispatch.slot.device,

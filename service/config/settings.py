@@ -102,8 +102,8 @@ class Settings(BaseSettings):
     ingress: Literal["auto", "native", "core"] = Field(
         "auto",
         description="What reads and writes the connections: native (C++ and nghttp2, built with the package where a "
-        "compiler and the library are there; several times cheaper for each call), core (gRPC's own), or auto: native if "
-        "it was built.",
+        "compiler and the library are there; several times cheaper for each call), core (gRPC's own), or auto: native "
+        "if it was built.",
     )
     max_message_bytes: int = Field(
         256 * 2**20,

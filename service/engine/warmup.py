@@ -62,6 +62,10 @@ class _Nobody:
 
     def fail(self, request: InferenceRequest, error: ServiceError) -> None: ...
 
+    def hold(self) -> None: ...
+
+    def flush(self) -> None: ...
+
 
 _NOBODY = _Nobody()
 

@@ -43,8 +43,8 @@ class Endpoint:
         """Wait for calls: those that arrived, those whose stream ended before they were answered, how many were refused
         by `share`, whether the endpoint has ended. One thread polls.
 
-        With a `hand_over_ns`, sockets are looked at every `look_ns` only, and what arrived is handed over together after
-        that time, or when another thread says `flush`.
+        With a `hand_over_ns`, sockets are looked at every `look_ns` only, and what arrived is handed over together
+        after that time, or when another thread says `flush`.
         """
 
     def hold(self) -> None:

@@ -1,8 +1,8 @@
 """What a handler knows of a call, and how it answers: the seam between the protocol's logic and its transport.
 
-A handler is given the request's bytes (which it must not change) and a `Call`. It answers exactly once, now or later, from any thread, by `reply`
-or `fail`; what comes after that, or after the client went away, is dropped silently. Handlers never see a transport
-object, so another ingress (another HTTP/2 stack, another process) can stand under the same handlers.
+A handler is given the request's bytes (which it must not change) and a `Call`. It answers exactly once, now or later,
+from any thread, by `reply` or `fail`; what comes after that, or after the client went away, is dropped silently.
+Handlers never see a transport object, so different ingresses (`ingress.py`, `native_ingress.py`) stand under them.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from service.clock import NS_PER_MS
-
 from service.errors import ServiceError
 
 
 class Call(Protocol):
     """One unary call."""
 
-    deadline_ns: int
-    """The client's deadline on the monotonic clock; `clock.NEVER_NS` when it stated none."""
+    @property
+    def arrival_ns(self) -> int:
+        """When its message came, on the monotonic clock."""
+
+    @property
+    def deadline_ns(self) -> int:
+        """The client's deadline on the monotonic clock; `clock.NEVER_NS` when it stated none."""
 
     on_cancel: Callable[[], object] | None
     """Called once if the client cancels, goes away or its deadline passes before the answer. Set by the handler."""
@@ -66,4 +70,3 @@ class Outbox(Protocol):
 
     def flush(self) -> None:
         """Send what was held."""
-

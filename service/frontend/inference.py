@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
-from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
+from service.clock import NEVER_NS, NS_PER_MS, now_ns
 from service.errors import Draining, Overloaded, ServiceError
 from service.frontend.call import NO_LULL, Call, Lull, Outbox
 from service.frontend.codec.decode import Decoder
@@ -40,7 +40,8 @@ class InferenceHandler:
         self._thinning = Thinning()
         self._window_end_ns = 0
         self._thinned = 0
-        self._lull = NO_LULL
+        # Whether nothing that comes can start at once.
+        self._busy = False
         # Models that had requests in this window, and what had become of their requests when it began.
         self._seen: dict[Model, tuple[int, int]] = {}
 
@@ -49,7 +50,7 @@ class InferenceHandler:
         at_ns = now_ns()
         if at_ns >= self._window_end_ns:
             self._next_window(at_ns)
-        if self._thinning.share and self._lull.busy_ns and self._thinning.refuses():
+        if self._thinning.share and self._busy and self._thinning.refuses():
             self._thinned += 1
             return unseen()
         return None
@@ -61,23 +62,17 @@ class InferenceHandler:
         at_ns = now_ns()
         if at_ns >= self._window_end_ns:
             self._next_window(at_ns)
-        return self._thinning.share if self._lull.busy_ns else 0.0
+        return self._thinning.share if self._busy else 0.0
 
     def lull(self) -> Lull:
         """How much the ingress may leave for later: see `call.Lull`. Called on its thread."""
-        self._lull = self._find_lull(now_ns())
-        return self._lull
-
-    def _find_lull(self, at_ns: int) -> Lull:
-        busy_ns = slo_ns = NEVER_NS
-        for model in self._seen:
-            if model.policy.slo_ns is None:
-                return NO_LULL
-            slo_ns = min(slo_ns, model.policy.slo_ns)
-            busy_ns = min(busy_ns, model.busy_ns(at_ns))
-            if not busy_ns:
-                return NO_LULL
-        return Lull(busy_ns, slo_ns) if self._seen else NO_LULL
+        at_ns = now_ns()
+        busy_ns = min((model.busy_ns(at_ns) for model in self._seen), default=0)
+        self._busy = busy_ns > 0
+        slos_ns = [model.policy.slo_ns for model in self._seen if model.policy.slo_ns is not None]
+        if not self._busy or len(slos_ns) < len(self._seen):
+            return NO_LULL
+        return Lull(busy_ns, min(slos_ns))
 
     def _next_window(self, at_ns: int) -> None:
         self._window_end_ns = at_ns + WINDOW_NS
@@ -100,7 +95,7 @@ class InferenceHandler:
         }
 
     def __call__(self, message: bytes | memoryview, call: Call) -> None:
-        arrival_ns = now_ns()
+        arrival_ns = call.arrival_ns
         try:
             if not self.accepting:
                 raise Draining("Server is stopping: no new requests are accepted", NS_PER_MS)

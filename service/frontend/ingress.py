@@ -57,13 +57,14 @@ class CoreCall:
     `answered` is told, on the ingress thread, when the transport has done with an answer.
     """
 
-    __slots__ = ("_answered", "_call", "_lock", "deadline_ns", "on_cancel", "size")
+    __slots__ = ("_answered", "_call", "_lock", "arrival_ns", "deadline_ns", "on_cancel", "size")
 
     def __init__(self, lock: threading.Lock, call: Any, deadline_ns: int, answered: Callable[[Any], None]) -> None:
         self._lock = lock
         self._call = call
         self._answered = answered
         self.size = 0
+        self.arrival_ns = 0
         self.deadline_ns = deadline_ns
         self.on_cancel: Callable[[], object] | None = None
 
@@ -249,6 +250,7 @@ class Ingress:
         core_call.start_server_batch((_RECEIVE_CLOSE(_NO_FLAGS),), on_close)
 
     def _dispatch(self, message: bytes, call: CoreCall) -> None:
+        call.arrival_ns = now_ns()
         call.size = len(message)
         self.bytes += call.size
         try:

@@ -37,7 +37,7 @@ _OTHER_STREAMS = 1024
 # Connections that the kernel accepts before we do.
 _BACKLOG = 4096
 # Where the private socket is made: paths of sockets are limited to about 100 bytes, and $TMPDIR may be long.
-_SOCKETS = "/tmp"
+_SOCKETS = "/tmp"  # noqa: S108 - the directory made in it has a random name and is ours alone
 # zlib: detect a gzip or a zlib header, largest window.
 _ANY_HEADER = 47
 
@@ -48,8 +48,8 @@ def missing() -> str:
         import service.frontend._native  # noqa: F401
     except ImportError as error:
         return (
-            f"the native ingress was not built with this installation ({error}): install a C++ compiler, Python's headers "
-            "and nghttp2 (Debian: apt-get install g++ python3-dev libnghttp2-dev) and install onclock again"
+            f"the native ingress was not built with this installation ({error}): install a C++ compiler, Python's "
+            "headers and nghttp2 (Debian: apt-get install g++ python3-dev libnghttp2-dev) and install onclock again"
         )
     return ""
 
@@ -74,8 +74,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 class NativeIngress:
     """Serves one unary method with `handler`, which runs on the ingress thread and must not block; all others are
-    passed on to `server`. `open`, `start` and `stop` are called in this order; the server is started by whoever made it,
-    after `open`, and stopped before `stop`.
+    passed on to `server`. `open`, `start` and `stop` are called in this order; the server is started after `open` and
+    stopped before `stop` by whoever made it.
 
     Calls beyond `max_calls` in progress, and a share of them as `share` says when told how many were refused so since
     it was last asked, are refused before their message is read; a message that would bring those held beyond
@@ -191,7 +191,7 @@ class NativeIngress:
 
     def _dispatch(self, call: Call) -> None:
         try:
-            message: bytes | memoryview = memoryview(call)
+            message = memoryview(call)
             if call.encoding is not None:
                 message = self._decompress(message)
             self._handler(message, call)
@@ -206,7 +206,7 @@ class NativeIngress:
             except Exception as error:  # noqa: BLE001 - the boundary: nobody is left to answer, the thread lives on
                 as_service_error(error, "cancelling a call")
 
-    def _decompress(self, message: memoryview) -> bytes:
+    def _decompress(self, message: memoryview) -> memoryview:
         inflate = zlib.decompressobj(_ANY_HEADER)
         try:
             plain = inflate.decompress(message, self._max_message_bytes + 1)
@@ -218,7 +218,7 @@ class NativeIngress:
             )
         if not inflate.eof:
             raise InvalidRequest(f"{self._method}: the compressed message is incomplete")
-        return plain
+        return memoryview(plain)
 
 
 def explain(error: Exception) -> tuple[int, str, str]:

@@ -26,7 +26,8 @@ MAX_MESSAGE = 2**31 - 1
 def encode(
     plan: RequestPlan, request_id: bytes, outputs: Sequence[BatchOutput], first_row: int, rows: int
 ) -> list[bytes | memoryview]:
-    """The serialized answer, in parts, to a request of `plan`: its `rows` rows from `first_row` on of the batch's `outputs`.
+    """The serialized answer, in parts, to a request of `plan`: its `rows` rows of the batch's `outputs`, from
+    `first_row` on.
 
     Raises `InvalidRequest` when the answer exceeds what a gRPC message can carry.
     """

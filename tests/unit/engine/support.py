@@ -139,7 +139,18 @@ class Answers:
     def __init__(self) -> None:
         self.outputs: list[tuple[InferenceRequest, list[Array]]] = []
         self.errors: list[tuple[InferenceRequest, ServiceError]] = []
+        self.held = 0
         self._changed = threading.Condition()
+
+    def hold(self) -> None:
+        with self._changed:
+            self.held += 1
+
+    def flush(self) -> None:
+        with self._changed:
+            self.held -= 1
+            assert self.held >= 0, "more was flushed than held"
+            self._changed.notify_all()
 
     def answer(self, request: InferenceRequest, outputs: Sequence[BatchOutput], first_row: int) -> None:
         parts = rows_of(outputs, first_row, request.rows)
@@ -157,10 +168,10 @@ class Answers:
         return len(self.outputs) + len(self.errors)
 
     def wait(self, count: int) -> None:
-        """Until `count` requests have been answered. Fails the test when that takes too long."""
+        """Until `count` requests have been answered and nothing is held back. Fails the test when it takes too long."""
         with self._changed:
-            arrived = self._changed.wait_for(lambda: self.count >= count, ANSWER_S)
-        assert arrived, f"{self.count} of {count} requests were answered: {self.errors}"
+            arrived = self._changed.wait_for(lambda: self.count >= count and not self.held, ANSWER_S)
+        assert arrived, f"{self.count} of {count} requests were answered, held {self.held} times: {self.errors}"
 
     def of(self, request: InferenceRequest) -> list[Array]:
         """The answer to one request. Fails when it has none, or more than one."""

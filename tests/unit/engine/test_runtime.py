@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -47,9 +47,9 @@ class Puppet:
             self._changed.notify_all()
         return now_ns() - dispatch.dispatched_ns, 0
 
-    def refuse(self, refusal: Refusal) -> None:
+    def refuse_all(self, refusals: Sequence[Refusal]) -> None:
         with self._changed:
-            self.refused.append(refusal)
+            self.refused += refusals
             self._changed.notify_all()
 
     def wait(self, what: str, count: int, timeout_s: float = ANSWER_S) -> bool:

@@ -85,9 +85,8 @@ def test_shapes_that_change_between_batches_are_told_anew() -> None:
 def test_an_empty_output_has_an_empty_entry() -> None:
     """Also a tensor without elements has its raw entry."""
     empty = spec("y", shape=(0,))
-    got = ModelInferResponse.FromString(
-        encode(plan_for(model(outputs=(empty,)), 2), b"", [output(empty, np.empty((2, 0), np.float32), 2)], 0, 2)
-    )
+    parts = encode(plan_for(model(outputs=(empty,)), 2), b"", [output(empty, np.empty((2, 0), np.float32), 2)], 0, 2)
+    got = ModelInferResponse.FromString(b"".join(parts))
     assert list(got.outputs[0].shape) == [2, 0]
     assert list(got.raw_output_contents) == [b""]
 
@@ -95,9 +94,9 @@ def test_an_empty_output_has_an_empty_entry() -> None:
 def test_an_answer_too_large_for_grpc_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit is on the whole message: names, shapes and id count as well as the data."""
     plan = plan_for(SERVED, 1, "rows")
-    message = encode(plan, b"id", OUTPUTS, 0, 1)
+    message = b"".join(encode(plan, b"id", OUTPUTS, 0, 1))
     monkeypatch.setattr(encode_module, "MAX_MESSAGE", len(message))
-    assert encode(plan, b"id", OUTPUTS, 0, 1) == message
+    assert b"".join(encode(plan, b"id", OUTPUTS, 0, 1)) == message
     monkeypatch.setattr(encode_module, "MAX_MESSAGE", len(message) - 1)
     with pytest.raises(InvalidRequest, match=r"outputs of model 'm' .* request fewer outputs or fewer rows"):
         encode(plan, b"id", OUTPUTS, 0, 1)

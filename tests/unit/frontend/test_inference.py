@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
 from service.errors import Draining, ExecutionFailed, InvalidRequest, Overloaded, ServiceError
 from service.frontend import inference as inference_module
+from service.frontend.call import MAX_PAUSE_NS, NO_LULL, Lull
 from service.frontend.codec import encode as encode_module
 from service.frontend.inference import CLIENT_MARGIN_NS, InferenceHandler
 from service.frontend.thinning import WINDOW_NS
@@ -29,14 +30,15 @@ class FakeCall:
     """A call that remembers its answer."""
 
     def __init__(self, deadline_ns: int = NEVER_NS) -> None:
+        self.arrival_ns = now_ns()
         self.deadline_ns = deadline_ns
         self.on_cancel: Callable[[], object] | None = None
         self.answers: list[bytes | ServiceError] = []
 
-    def reply(self, message: bytes) -> None:
-        self.answers.append(message)
+    def reply(self, parts: Sequence[bytes | memoryview], /) -> None:
+        self.answers.append(b"".join(parts))
 
-    def fail(self, error: ServiceError) -> None:
+    def fail(self, error: ServiceError, /) -> None:
         self.answers.append(error)
 
 
@@ -46,15 +48,18 @@ class SubmittingModel(FakeModel):
     policy: QueuePolicy
     submitted: list[InferenceRequest]
     cancelled: list[InferenceRequest]
-    # What it says of itself: requests refused so far, whether it has work; calls it never saw.
+    # What it says of itself: requests refused so far, how long its device is busy; calls it never saw.
     refused: int
-    supplied: bool
+    busy: int
     unseen: int
 
     __hash__ = object.__hash__
 
     def offered(self) -> tuple[int, int]:
         return len(self.submitted), self.refused
+
+    def busy_ns(self, at_ns: int) -> int:
+        return self.busy
 
     def record_unseen(self, count: int, at_ns: int) -> None:
         self.unseen += count
@@ -71,7 +76,7 @@ def serving(slo_ns: int | None = None) -> tuple[InferenceHandler, SubmittingMode
     served = SubmittingModel(plain.name, plain.inputs, plain.outputs)
     served.policy = QueuePolicy(name="m", devices=("cpu",), max_batch_rows=8, slo_ns=slo_ns)
     served.submitted, served.cancelled = [], []
-    served.refused, served.supplied, served.unseen = 0, False, 0
+    served.refused, served.busy, served.unseen = 0, 0, 0
     registry = MetricsRegistry()
     return InferenceHandler(FakeRepository(served), registry), served, registry  # type: ignore[arg-type]
 
@@ -199,6 +204,7 @@ def overload(clock: Clock, handler: InferenceHandler, served: SubmittingModel, w
     for _ in range(windows):
         clock.ns += WINDOW_NS
         for number in range(20):
+            handler.lull()
             error = handler.gate()
             if error is None:
                 handler(message(), FakeCall())
@@ -211,10 +217,10 @@ def overload(clock: Clock, handler: InferenceHandler, served: SubmittingModel, w
 
 
 def test_the_gate_is_open_while_requests_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However supplied the model is: without refusals every call is read."""
+    """However busy the device is: without refusals every call is read."""
     clock = Clock(monkeypatch)
     handler, served, _ = serving()
-    served.supplied = True
+    served.busy = NS_PER_S
     for _ in range(100):
         clock.ns += WINDOW_NS // 3
         assert handler.gate() is None
@@ -226,7 +232,7 @@ def test_the_gate_turns_calls_away_in_deep_overload(monkeypatch: pytest.MonkeyPa
     """Most, never all; each is counted as a refusal of the model it was meant for."""
     clock = Clock(monkeypatch)
     handler, served, _ = serving()
-    served.supplied = True
+    served.busy = NS_PER_S
     turned_away, calls = overload(clock, handler, served, 20)
     assert calls // 4 < turned_away < calls
     assert len(served.submitted) == calls - turned_away
@@ -239,7 +245,7 @@ def test_the_gate_is_open_while_a_model_in_demand_is_idle(monkeypatch: pytest.Mo
     """A device that has nothing to do can take the next call, however much was refused before."""
     clock = Clock(monkeypatch)
     handler, served, _ = serving()
-    served.supplied = False
+    served.busy = 0
     assert overload(clock, handler, served, 20)[0] == 0
 
 
@@ -247,7 +253,7 @@ def test_the_gate_forgets_a_model_that_nobody_asks_for(monkeypatch: pytest.Monke
     """After windows without requests the gate is open again, and the model is not asked any more."""
     clock = Clock(monkeypatch)
     handler, served, _ = serving()
-    served.supplied = True
+    served.busy = NS_PER_S
     overload(clock, handler, served, 10)
     clock.ns += WINDOW_NS
     handler.gate()
@@ -259,3 +265,61 @@ def test_the_gate_forgets_a_model_that_nobody_asks_for(monkeypatch: pytest.Monke
     clock.ns += WINDOW_NS
     assert all(handler.gate() is None for _ in range(50))
     assert served.unseen == unseen
+
+
+def test_a_share_is_refused_by_an_ingress_that_refuses_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In deep overload a share of the next calls, which it then reports; each is a refusal of the model it was for."""
+    clock = Clock(monkeypatch)
+    handler, served, _ = serving()
+    served.busy = NS_PER_S
+    unseen = reported = 0
+    share = 0.0
+    for _ in range(20):
+        clock.ns += WINDOW_NS
+        for number in range(round(20 * (1 - share))):
+            handler(message(), FakeCall())
+            served.refused += number % 10 != 0
+        unseen = 20 - round(20 * (1 - share))
+        reported += unseen
+        handler.lull()
+        share = handler.share(unseen)
+    assert 0.3 < share < 1
+    clock.ns += WINDOW_NS
+    handler.share(0)
+    assert served.unseen == reported
+
+
+def test_no_share_is_refused_while_a_model_in_demand_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that has nothing to do can take the next call, however much was refused before."""
+    clock = Clock(monkeypatch)
+    handler, served, _ = serving()
+    served.busy = NS_PER_S
+    overload(clock, handler, served, 20)
+    handler.lull()
+    assert handler.share(0) > 0
+    served.busy = 0
+    handler.lull()
+    assert handler.share(0) == 0
+
+
+def test_a_lull_is_as_long_as_all_in_demand_are_busy() -> None:
+    """Nothing is put off while a device in demand is free, nobody asked for anything, or nobody stated an objective."""
+    handler, served, _ = serving(slo_ns=100 * NS_PER_MS)
+    served.busy = NS_PER_S
+    assert handler.lull() == NO_LULL
+    handler(message(), FakeCall())
+    assert handler.lull() == Lull(NS_PER_S, 100 * NS_PER_MS)
+    served.busy = 0
+    assert handler.lull() == NO_LULL
+    handler, served, _ = serving()
+    served.busy = NS_PER_S
+    handler(message(), FakeCall())
+    assert handler.lull() == NO_LULL
+
+
+def test_what_a_lull_allows() -> None:
+    """A part of the objective, never so long that a cancellation waits; nothing when the device is nearly free."""
+    assert Lull(NS_PER_S, 50 * NS_PER_MS).pause_ns(50) == NS_PER_MS
+    assert Lull(NS_PER_S, 60 * NS_PER_S).pause_ns(50) == MAX_PAUSE_NS < 10 * NS_PER_MS
+    assert Lull(NS_PER_MS // 100, 50 * NS_PER_MS).pause_ns(50) == 0
+    assert NO_LULL.pause_ns(50) == 0
