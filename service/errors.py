@@ -2,7 +2,8 @@
 
 A request passes five steps; each raises only its own errors:
 
-    decode     InvalidRequest, UnsupportedFeature            the client's message is wrong
+    decode     InvalidRequest, MessageTooLarge,              the client's message is wrong
+               UnsupportedFeature
     look up    UnknownModel, UnknownVersion, ModelNotReady   the name is wrong, or not ready yet
     admit      DeadlineUnreachable, Overloaded, QueueFull,   the promise cannot be kept
                Draining
@@ -30,6 +31,10 @@ class InvalidRequest(ServiceError):
     """The request itself is wrong: a tensor, shape, datatype, parameter or encoding."""
 
     reason = "invalid"
+
+
+class MessageTooLarge(InvalidRequest):
+    """The message is larger than the server takes, compressed or not."""
 
 
 class UnsupportedFeature(ServiceError):

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from service.clock import NS_PER_MS, NS_PER_S
-from service.errors import InvalidRequest, QueueFull, ServiceError
+from service.errors import InvalidRequest, MessageTooLarge, QueueFull, ServiceError
 from service.frontend.call import HAND_OVER_PARTS, LOOK_PARTS, NO_LULL, Lull, UnaryHandler
 from service.frontend.status import as_service_error, status_of
 
@@ -213,9 +213,7 @@ class NativeIngress:
         except zlib.error as error:
             raise InvalidRequest(f"{self._method}: the compressed message is damaged: {error}") from None
         if len(plain) > self._max_message_bytes:
-            raise InvalidRequest(
-                f"{self._method}: the message is larger than {self._max_message_bytes} bytes when decompressed"
-            )
+            raise MessageTooLarge(f"Received message larger than max ({self._max_message_bytes}) after decompression")
         if not inflate.eof:
             raise InvalidRequest(f"{self._method}: the compressed message is incomplete")
         return memoryview(plain)

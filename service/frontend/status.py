@@ -19,6 +19,7 @@ from service.errors import (
     ExecutionFailed,
     Expired,
     InvalidRequest,
+    MessageTooLarge,
     ModelNotReady,
     OutOfMemory,
     Overloaded,
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 STATUS: dict[type[ServiceError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnsupportedFeature: grpc.StatusCode.UNIMPLEMENTED,
     UnknownModel: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownVersion: grpc.StatusCode.NOT_FOUND,

@@ -23,6 +23,7 @@ LEAVES = [
 # Where existing clients match on the code, it is Triton's.
 EXPECTED = {
     "InvalidRequest": "INVALID_ARGUMENT",
+    "MessageTooLarge": "RESOURCE_EXHAUSTED",
     "UnsupportedFeature": "UNIMPLEMENTED",
     "UnknownModel": "INVALID_ARGUMENT",
     "UnknownVersion": "NOT_FOUND",
