@@ -1,9 +1,10 @@
 """Warm-up: run a model before it is ready, so that the first client does not pay for allocations, and learn how long
 each batch size takes.
 
-Every rung of the bucket ladder is run, small to large until the largest that can matter (its latency exceeds the
-objective, or the time budget is spent), then timed from large to small. The median of the timed runs is the latency
-table.
+Rungs of the bucket ladder are run, small to large until the largest that can matter (its latency exceeds the objective,
+or the time budget is spent): first each twice the one before, so that a slow model's largest batch is reached, then
+those in between while there is time. Then they are timed from large to small. The median of the timed runs is the
+latency table; a rung never run is interpolated.
 """
 
 from __future__ import annotations
@@ -261,7 +262,10 @@ def measure(
     start_ns = now_ns()
     rungs = bucket_ladder(max_rows)
     cold: dict[int, int] = {}
-    for rows in rungs:
+    beyond = max_rows + 1
+    for rows in [*coarse(rungs), *rungs]:
+        if rows in cold or rows > beyond:
+            continue
         segments = requests(sample, config, rows)
         cold[rows] = _time(instance, segments, rows)
         spent_ns = now_ns() - start_ns
@@ -269,11 +273,11 @@ def measure(
             # Cold runs overstate: only a second one shows that the size is really out of reach.
             cold[rows] = min(cold[rows], _time(instance, segments, rows))
             if cold[rows] > BEYOND_SLO * slo_ns:
-                break
+                beyond = rows
         if spent_ns > budget_ns // 2:
             break
     table: dict[int, LatencySample] = {}
-    left = sorted(cold, reverse=True)
+    left = sorted((rows for rows in cold if rows <= beyond), reverse=True)
     for index, rows in enumerate(left):
         share_ns = max(0, budget_ns - (now_ns() - start_ns)) // (len(left) - index)
         runs = min(TIMED_RUNS, max(1, share_ns // max(1, cold[rows]) - DISCARDED_RUNS))
@@ -288,6 +292,15 @@ def measure(
             int(statistics.median(times)), times[min(len(times) - 1, len(times) * 99 // 100)], runs
         )
     return Measured(sample.shape, dict(sorted(table.items())), left[0] == max_rows)
+
+
+def coarse(rungs: Sequence[int]) -> list[int]:
+    """Rungs each at least twice the one before, and the last."""
+    chosen = [rungs[0]]
+    for rows in rungs:
+        if rows >= 2 * chosen[-1]:
+            chosen.append(rows)
+    return chosen if chosen[-1] == rungs[-1] else [*chosen, rungs[-1]]
 
 
 def time_rows(instance: Instance, config: ModelConfig, sample: Sample, rows: int) -> int:

@@ -235,7 +235,9 @@ def test_every_rung_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert {(rows, s.p50_ns, s.p99_ns, s.runs) for rows, s in found.table.items()} == {
         (rows, NS_PER_MS + rows * 1000, NS_PER_MS + rows * 1000, TIMED_RUNS) for rows in bucket_ladder(64)
     }
-    assert clock.runs[: len(bucket_ladder(64))] == list(bucket_ladder(64))
+    first = clock.runs[: len(bucket_ladder(64))]
+    assert sorted(first) == list(bucket_ladder(64))
+    assert first[:7] == [1, 2, 4, 9, 18, 36, 64]
 
 
 def test_the_budget_is_respected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -265,6 +267,15 @@ def test_sizes_beyond_twice_the_objective_are_not_measured(monkeypatch: pytest.M
     first_beyond = next(rows for rows in ladder if rows > 20)
     assert list(found.table) == [rows for rows in ladder if rows <= first_beyond]
     assert not found.complete
+
+
+def test_the_largest_batch_of_a_slow_model_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A model bound by its weights, 40 ms at any size: there is no time for every rung, but for the range of them."""
+    _, instance, sample = timed(monkeypatch, tmp_path, lambda rows: 40 * NS_PER_MS + rows * NS_PER_MS)
+    found = measure(instance, config_of([X], [Y], 64), sample, 64, None, NS_PER_S)
+    assert found.complete
+    assert {1, 2, 4, 9, 18, 36, 64} <= set(found.table)
+    assert len(found.table) < len(bucket_ladder(64))
 
 
 def test_a_slow_cold_run_is_given_a_second_chance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
