@@ -14,7 +14,7 @@ from service.errors import Draining, Overloaded, ServiceError
 from service.frontend.call import NO_LULL, Call, Lull, Outbox
 from service.frontend.codec.decode import Decoder
 from service.frontend.codec.encode import encode
-from service.frontend.thinning import WINDOW_NS, ModelLoad, Thinning, shares_of
+from service.frontend.thinning import WINDOW_NS, ModelLoad, Thinning, shares_of, window_ns
 from service.metrics import MetricsRegistry
 from service.model import Model
 from service.repository.repository import ModelRepository
@@ -75,7 +75,8 @@ class InferenceHandler:
         return Lull(busy_ns, min(slos_ns))
 
     def _next_window(self, at_ns: int) -> None:
-        self._window_end_ns = at_ns + WINDOW_NS
+        slos_ns = [model.policy.slo_ns for model in self._seen if model.policy.slo_ns is not None]
+        self._window_end_ns = at_ns + window_ns(min(slos_ns, default=0))
         if not self._seen and not self._thinned:
             return
         loads = []

@@ -18,8 +18,11 @@ from dataclasses import dataclass
 
 from service.clock import NS_PER_MS
 
-# How often the share is renewed: a few batches long, a fraction of the time in which people notice a change of load.
+# How often the share is renewed: after twice the tightest objective in demand, within these bounds. Requests are given
+# up when a batch closes: a window must hold a few batches, or it sees only refusals, or none. It should be a fraction
+# of the time in which people notice a change of load.
 WINDOW_NS = 50 * NS_PER_MS
+MAX_WINDOW_NS = 10 * WINDOW_NS
 # Requests let through for each one served. That batches do not run short in a burst is seen to by who asks: nothing is
 # refused unseen while less waits than a device takes next.
 HEADROOM = 2.0
@@ -70,6 +73,11 @@ class Thinning:
             self._credit -= 1.0
             return True
         return False
+
+
+def window_ns(slo_ns: int) -> int:
+    """How long a window is when `slo_ns` is the tightest objective in demand (0: none)."""
+    return min(MAX_WINDOW_NS, max(WINDOW_NS, 2 * slo_ns))
 
 
 def shares_of(thinned: int, loads: Sequence[ModelLoad]) -> list[int]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.frontend.thinning import HEADROOM, MAX_SHARE, ModelLoad, Thinning
+from service.clock import NS_PER_MS, NS_PER_S
+from service.frontend.thinning import HEADROOM, MAX_SHARE, WINDOW_NS, ModelLoad, Thinning, window_ns
 
 loads = st.lists(
     st.integers(0, 5000).flatmap(lambda n: st.builds(ModelLoad, st.just(n), st.integers(0, n))), min_size=0, max_size=4
@@ -59,3 +60,20 @@ def test_calls_are_spread_evenly() -> None:
 def test_some_calls_are_always_read(windows: list[tuple[int, list[ModelLoad]]]) -> None:
     """Whatever happened, the share stays within its bounds, so that the end of an overload is noticed."""
     assert 0.0 <= after(*windows).share <= MAX_SHARE
+
+
+def test_a_window_holds_a_few_batches_and_is_bounded() -> None:
+    """Twice the tightest objective, between 50 and 500 ms."""
+    assert window_ns(0) == WINDOW_NS == 50 * NS_PER_MS
+    assert window_ns(100 * NS_PER_MS) == 200 * NS_PER_MS
+    assert window_ns(60 * NS_PER_S) == 500 * NS_PER_MS
+
+
+def test_a_lighter_overload_goes_on_being_thinned() -> None:
+    """Once calls are refused unseen, fewer of those that are read are refused; that alone does not end the thinning."""
+    thinning = after((0, [ModelLoad(1000, 900)]))
+    before = thinning.share
+    thinning.window(900, [ModelLoad(100, 10)])
+    assert thinning.share > before / 2
+    thinning.window(900, [ModelLoad(100, 1)])
+    assert thinning.share == 0.0
