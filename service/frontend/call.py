@@ -46,18 +46,25 @@ class Lull(NamedTuple):
     busy_ns: int
     slo_ns: int
 
-    def pause_ns(self, parts: int) -> int:
-        """What may wait for one of `parts` parts of the objective may wait so long; 0: not at all."""
-        return min(MAX_PAUSE_NS, self.slo_ns // parts) if self.busy_ns >= MIN_PAUSE_NS else 0
+    @property
+    def look_ns(self) -> int:
+        """How long calls may go unread; 0: not at all."""
+        return min(MAX_LOOK_NS, self.slo_ns // LOOK_PARTS) if self.busy_ns >= MIN_PAUSE_NS else 0
+
+    @property
+    def hand_over_ns(self) -> int:
+        """How long calls that were read may wait until they are admitted or refused; 0: not at all."""
+        return min(MAX_HAND_OVER_NS, self.slo_ns // HAND_OVER_PARTS) if self.busy_ns >= MIN_PAUSE_NS else 0
 
 
 NO_LULL = Lull(0, 0)
 # Arrivals are dated when they are read, so they must be read within a small part of the objective ...
 LOOK_PARTS = 50
-# ... and admitted, or refused, within a part that leaves a refused client the time to ask elsewhere.
+# ... and so often that a cancelled request does not stay queued for 10 ms.
+MAX_LOOK_NS = 5 * NS_PER_MS
+# They must be admitted, or refused, within a part that leaves a refused client the time to ask elsewhere.
 HAND_OVER_PARTS = 10
-# A cancelled request must not stay queued for 10 ms.
-MAX_PAUSE_NS = 5 * NS_PER_MS
+MAX_HAND_OVER_NS = 50 * NS_PER_MS
 # Shorter pauses are not worth their system call.
 MIN_PAUSE_NS = NS_PER_MS // 5
 

@@ -24,7 +24,7 @@ from grpc._cython import cygrpc
 
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
 from service.errors import InvalidRequest, QueueFull, ServiceError
-from service.frontend.call import LOOK_PARTS, NO_LULL, Lull, UnaryHandler
+from service.frontend.call import NO_LULL, Lull, UnaryHandler
 from service.frontend.status import as_service_error, status_of
 
 _NO_FLAGS = 0
@@ -190,7 +190,7 @@ class Ingress:
                 return
             event.tag(event)
             lull = self._lull()
-            pause_ns = min(lull.pause_ns(LOOK_PARTS), lull.busy_ns)
+            pause_ns = min(lull.look_ns, lull.busy_ns)
             if not pause_ns:
                 continue
             while True:

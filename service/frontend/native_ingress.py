@@ -26,7 +26,7 @@ import grpc
 
 from service.clock import NS_PER_MS, NS_PER_S
 from service.errors import InvalidRequest, MessageTooLarge, QueueFull, ServiceError
-from service.frontend.call import HAND_OVER_PARTS, LOOK_PARTS, NO_LULL, Lull, UnaryHandler
+from service.frontend.call import NO_LULL, Lull, UnaryHandler
 from service.frontend.status import as_service_error, status_of
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class NativeIngress:
             try:
                 lull = self._lull()
                 share = self._share(unseen)
-                look_ns, hand_over_ns = lull.pause_ns(LOOK_PARTS), lull.pause_ns(HAND_OVER_PARTS)
+                look_ns, hand_over_ns = lull.look_ns, lull.hand_over_ns
             except Exception as error:  # noqa: BLE001 - the boundary: it is logged, the thread lives on
                 as_service_error(error, f"admitting calls of {self._method}")
                 look_ns, hand_over_ns, share = 0, 0, 0.0

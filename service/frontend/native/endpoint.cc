@@ -115,6 +115,8 @@ Polled Endpoint::poll(int64_t look_ns, int64_t hand_over_ns, double share) {
     if (stopping_) wind_down();
     for (Channel *channel : graveyard_) delete channel;
     graveyard_.clear();
+    // A cancelled request is not left in the queue for long.
+    if (!now_.cancelled.empty()) pacing = false;
     if (now_.ended || !(pacing || now_.empty()) || now_.arrived.size() >= kHandOver) {
       pacing_.store(false);
       return std::exchange(now_, Polled{});

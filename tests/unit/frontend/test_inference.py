@@ -12,7 +12,7 @@ import pytest
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
 from service.errors import Draining, ExecutionFailed, InvalidRequest, Overloaded, ServiceError
 from service.frontend import inference as inference_module
-from service.frontend.call import MAX_PAUSE_NS, NO_LULL, Lull
+from service.frontend.call import MAX_HAND_OVER_NS, MAX_LOOK_NS, NO_LULL, Lull
 from service.frontend.codec import encode as encode_module
 from service.frontend.inference import CLIENT_MARGIN_NS, InferenceHandler
 from service.frontend.thinning import WINDOW_NS
@@ -319,7 +319,10 @@ def test_a_lull_is_as_long_as_all_in_demand_are_busy() -> None:
 
 def test_what_a_lull_allows() -> None:
     """A part of the objective, never so long that a cancellation waits; nothing when the device is nearly free."""
-    assert Lull(NS_PER_S, 50 * NS_PER_MS).pause_ns(50) == NS_PER_MS
-    assert Lull(NS_PER_S, 60 * NS_PER_S).pause_ns(50) == MAX_PAUSE_NS < 10 * NS_PER_MS
-    assert Lull(NS_PER_MS // 100, 50 * NS_PER_MS).pause_ns(50) == 0
-    assert NO_LULL.pause_ns(50) == 0
+    usual = Lull(NS_PER_S, 50 * NS_PER_MS)
+    assert (usual.look_ns, usual.hand_over_ns) == (NS_PER_MS, 5 * NS_PER_MS)
+    patient = Lull(NS_PER_S, 60 * NS_PER_S)
+    assert (patient.look_ns, patient.hand_over_ns) == (MAX_LOOK_NS, MAX_HAND_OVER_NS)
+    assert MAX_LOOK_NS < 10 * NS_PER_MS
+    for short in (Lull(NS_PER_MS // 100, 50 * NS_PER_MS), NO_LULL):
+        assert (short.look_ns, short.hand_over_ns) == (0, 0)
