@@ -59,11 +59,11 @@ class Lull(NamedTuple):
 
 NO_LULL = Lull(0, 0)
 # Arrivals are dated when they are read, so they must be read within a small part of the objective ...
-LOOK_PARTS = 50
+LOOK_PARTS = 25
 # ... and so often that a cancelled request does not stay queued for 10 ms.
 MAX_LOOK_NS = 5 * NS_PER_MS
 # They must be admitted, or refused, within a part that leaves a refused client the time to ask elsewhere.
-HAND_OVER_PARTS = 10
+HAND_OVER_PARTS = 5
 MAX_HAND_OVER_NS = 50 * NS_PER_MS
 # Shorter pauses are not worth their system call.
 MIN_PAUSE_NS = NS_PER_MS // 5

@@ -320,7 +320,7 @@ def test_a_lull_is_as_long_as_all_in_demand_are_busy() -> None:
 def test_what_a_lull_allows() -> None:
     """A part of the objective, never so long that a cancellation waits; nothing when the device is nearly free."""
     usual = Lull(NS_PER_S, 50 * NS_PER_MS)
-    assert (usual.look_ns, usual.hand_over_ns) == (NS_PER_MS, 5 * NS_PER_MS)
+    assert (usual.look_ns, usual.hand_over_ns) == (2 * NS_PER_MS, 10 * NS_PER_MS)
     patient = Lull(NS_PER_S, 60 * NS_PER_S)
     assert (patient.look_ns, patient.hand_over_ns) == (MAX_LOOK_NS, MAX_HAND_OVER_NS)
     assert MAX_LOOK_NS < 10 * NS_PER_MS
