@@ -1,4 +1,4 @@
-"""The ingress on a real `grpc.Server` and a real connection, with handlers of the test's."""
+"""Both ingresses on a real `grpc.Server` and a real connection, with handlers of the test's."""
 
 from __future__ import annotations
 
@@ -17,15 +17,35 @@ from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
 from service.errors import Cancelled, InvalidRequest, Overloaded, ServiceError
 from service.frontend.call import Call, UnaryHandler
 from service.frontend.ingress import Ingress, check_core
+from service.frontend.native_ingress import NativeIngress
+from tests.support.native import needs_native
 
 METHOD = "/test.Service/Method"
 # Long enough that only a fault reaches it.
 PATIENCE_S = 20.0
 
 
+# Which ingress the tests below are about.
+KIND = "core"
+
+
+@pytest.fixture(autouse=True, params=["core", "native"])
+def kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test is about both, unless it says otherwise."""
+    global KIND
+    if request.param == "native":
+        needs_native()
+    KIND = request.param
+    yield KIND
+    KIND = "core"
+
+
+only_core = pytest.mark.parametrize("kind", ["core"], indirect=True)
+
+
 @dataclass
 class Serving:
-    ingress: Ingress
+    ingress: Ingress | NativeIngress
     server: grpc.Server
     channel: grpc.Channel
 
@@ -35,6 +55,11 @@ class Serving:
 
     def future(self, message: bytes = b"m", timeout: float | None = PATIENCE_S) -> Any:
         return self.method().future(message, timeout=timeout)
+
+    def end(self) -> None:
+        """Stop without a grace period."""
+        self.server.stop(grace=0).wait(PATIENCE_S)
+        assert self.ingress.stop(0.0, PATIENCE_S), "the ingress thread did not end"
 
     def method(self) -> grpc.UnaryUnaryMultiCallable:
         return self.channel.unary_unary(METHOD, None, None)
@@ -50,15 +75,20 @@ def serving(
 ) -> Iterator[Serving]:
     with ThreadPoolExecutor(2) as pool:
         server = grpc.server(pool, options=(("grpc.so_reuseport", 0), *options))
-        ingress = Ingress(server, METHOD, handler, max_calls, max_bytes, gate)
-        port = server.add_insecure_port("127.0.0.1:0")
+        ingress: Ingress | NativeIngress
+        if KIND == "core":
+            ingress = Ingress(server, METHOD, handler, max_calls, max_bytes, gate)
+        else:
+            most = dict(options).get("grpc.max_receive_message_length", 4 << 20)
+            ingress = NativeIngress(server, METHOD, handler, max_calls, max_bytes, most if most > 0 else 2**31 - 1)
+        port = ingress.open("127.0.0.1", 0)
         server.start()
         ingress.start()
         own = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1))
         with grpc.insecure_channel(f"127.0.0.1:{port}", options=own) as channel:
-            yield Serving(ingress, server, channel)
-        server.stop(grace=0).wait(PATIENCE_S)
-        assert ingress.stop(PATIENCE_S), "the ingress thread did not end"
+            served = Serving(ingress, server, channel)
+            yield served
+        served.end()
 
 
 class Holding:
@@ -69,10 +99,10 @@ class Holding:
         self.cancelled = 0
         self._changed = threading.Condition()
 
-    def __call__(self, message: bytes, call: Call) -> None:
+    def __call__(self, message: bytes | memoryview, call: Call) -> None:
         call.on_cancel = self._cancel
         with self._changed:
-            self.calls.append((message, call))
+            self.calls.append((bytes(message), call))
             self._changed.notify_all()
 
     def _cancel(self) -> None:
@@ -102,7 +132,7 @@ def error_of(act: Callable[[], object]) -> tuple[grpc.StatusCode, str, dict[str,
     return error.code(), error.details(), dict(error.trailing_metadata() or ())
 
 
-def echo(message: bytes, call: Call) -> None:
+def echo(message: bytes | memoryview, call: Call) -> None:
     call.reply([b"echo " + message])
 
 
@@ -130,7 +160,8 @@ def test_a_reply_later_from_another_thread() -> None:
         futures = [served.future(b"%d" % number) for number in range(20)]
         handler.wait(calls=20)
         threads = [
-            threading.Thread(target=call.reply, args=(b"late " + message,)) for message, call in reversed(handler.calls)
+            threading.Thread(target=call.reply, args=([b"late " + message],))
+            for message, call in reversed(handler.calls)
         ]
         for thread in threads:
             thread.start()
@@ -143,7 +174,7 @@ def test_a_reply_later_from_another_thread() -> None:
 def test_an_error_has_code_message_and_trailers() -> None:
     """A refusal says when to come back; text that is not ASCII arrives as it was."""
 
-    def refuse(_: bytes, call: Call) -> None:
+    def refuse(_: bytes | memoryview, call: Call) -> None:
         call.fail(Overloaded("f\u00fcr 100 % zu viel\n", 5 * NS_PER_MS))
 
     with serving(refuse) as served:
@@ -156,7 +187,7 @@ def test_an_error_has_code_message_and_trailers() -> None:
 def test_only_the_first_answer_counts() -> None:
     """A second reply, an error after the answer, an exception after the answer: dropped silently."""
 
-    def answer_again(message: bytes, call: Call) -> None:
+    def answer_again(message: bytes | memoryview, call: Call) -> None:
         call.reply([b"first"])
         call.reply([b"second"])
         call.fail(InvalidRequest("third"))
@@ -169,8 +200,8 @@ def test_only_the_first_answer_counts() -> None:
 def test_an_exception_in_the_handler_is_internal_and_the_thread_lives_on(caplog: pytest.LogCaptureFixture) -> None:
     """The client learns what kind of bug it met; the next call is served."""
 
-    def break_once(message: bytes, call: Call) -> None:
-        if message == b"bad":
+    def break_once(message: bytes | memoryview, call: Call) -> None:
+        if bytes(message) == b"bad":
             raise ZeroDivisionError("secret")
         call.reply([message])
 
@@ -202,7 +233,7 @@ def test_a_client_that_cancels_is_heard_and_a_late_reply_is_dropped() -> None:
 def test_a_bug_in_on_cancel_does_not_end_the_ingress(caplog: pytest.LogCaptureFixture) -> None:
     """One client's cancellation must not take the server away from all others."""
 
-    def break_on_cancel(message: bytes, call: Call) -> None:
+    def break_on_cancel(message: bytes | memoryview, call: Call) -> None:
         if message == b"stay":
             call.reply([message])
         else:
@@ -283,6 +314,7 @@ def test_calls_beyond_the_bound_are_refused_at_once() -> None:
         until(lambda: served.ingress.calls == 0)
 
 
+@only_core
 def test_a_gate_refuses_before_the_message_is_read() -> None:
     """The handler never sees a call that the gate has a reason against; all others are served."""
     decisions = iter([None, Overloaded("not now", 3_000_000), None])
@@ -301,6 +333,7 @@ def test_a_gate_refuses_before_the_message_is_read() -> None:
         until(lambda: served.ingress.calls == 0)
 
 
+@only_core
 def test_a_bug_in_the_gate_does_not_end_the_ingress(caplog: pytest.LogCaptureFixture) -> None:
     """A call that cannot be judged is answered as the server's fault, and the thread lives on."""
     faults = iter([True, False])
@@ -354,11 +387,12 @@ def test_an_answer_larger_than_allowed_is_an_error_for_the_client() -> None:
 
     cancelled = []
 
-    def large(message: bytes, call: Call) -> None:
+    def large(message: bytes | memoryview, call: Call) -> None:
         call.on_cancel = lambda: cancelled.append(message)
         call.reply([b"x" * int(message)])
 
-    with serving(large, options=(("grpc.max_send_message_length", 1000),)) as served:
+    limits = (("grpc.max_send_message_length", 1000), ("grpc.max_receive_message_length", 1000))
+    with serving(large, options=limits) as served:
         code, details, _ = error_of(lambda: served.call(b"2000"))
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "larger than max" in details
@@ -419,7 +453,7 @@ def test_calls_in_progress_end_with_the_server() -> None:
     with serving(handler) as served:
         future = served.future()
         handler.wait(calls=1)
-        served.server.stop(grace=0).wait(PATIENCE_S)
+        served.end()
         code, _, _ = error_of(future.result)
         assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         handler.wait(cancelled=1)
@@ -430,7 +464,7 @@ def test_stop_says_when_a_handler_does_not_let_go() -> None:
     """A handler that blocks is a bug; `stop` reports it instead of waiting for ever."""
     entered, gate = threading.Event(), threading.Event()
 
-    def block(message: bytes, call: Call) -> None:
+    def block(message: bytes | memoryview, call: Call) -> None:
         entered.set()
         gate.wait(PATIENCE_S)
 
@@ -438,7 +472,7 @@ def test_stop_says_when_a_handler_does_not_let_go() -> None:
         future = served.future()
         assert entered.wait(PATIENCE_S)
         served.server.stop(grace=0)
-        assert not served.ingress.stop(0.05)
+        assert not served.ingress.stop(0.0, 0.05)
         gate.set()
         error_of(future.result)
 
@@ -459,6 +493,7 @@ def test_answers_race_with_the_end_of_the_server() -> None:
         replies.join()
 
 
+@only_core
 def test_another_grpcio_is_refused_by_name() -> None:
     """What the ingress needs of gRPC's core is checked before anything is served."""
 
