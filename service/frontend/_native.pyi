@@ -48,7 +48,7 @@ class Endpoint:
         """
 
     def hold(self) -> None:
-        """Answers given by other threads than the poller wait for `flush`, which must follow."""
+        """Answers given by other threads than the poller may wait for `flush`, which must follow."""
 
     def flush(self) -> None:
         """Send the answers that were held; then what has arrived is handed over."""

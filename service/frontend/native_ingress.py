@@ -138,7 +138,7 @@ class NativeIngress:
         return bound
 
     def hold(self) -> None:
-        """Answers of other threads than the ingress' wait for `flush`, which must follow."""
+        """Answers of other threads than the ingress' may wait for `flush`, which must follow."""
         self._endpoint.hold()
 
     def flush(self) -> None:
