@@ -194,6 +194,11 @@ class NativeIngress:
             message = memoryview(call)
             if call.encoding is not None:
                 message = self._decompress(message)
+                if not call.count(len(message)):
+                    raise QueueFull(
+                        f"Exceeds maximum queue size: requests in progress hold more than {self._max_bytes} bytes",
+                        NS_PER_MS,
+                    )
             self._handler(message, call)
         except Exception as error:  # noqa: BLE001 - the boundary: the status table answers it, the thread lives on
             call.fail(as_service_error(error, f"serving {self._method}"))

@@ -72,6 +72,7 @@ struct Call {
   int64_t deadline_ns = kNever;
   Buffer message;
   Encoding encoding = Encoding::kIdentity;  // of this message
+  size_t unpacked = 0;                      // bytes held besides `message`; under the endpoint's lock
   // The Python object, from the moment it was handed out until the call is taken: a reference that is owned here.
   void *owner = nullptr;
 };

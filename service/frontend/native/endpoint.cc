@@ -324,7 +324,16 @@ void Endpoint::ended(Stream &stream) {
   call.connection = nullptr;
   if (!call.taken.exchange(true) && call.owner) now_.cancelled.push_back(std::exchange(call.owner, nullptr));
   calls.fetch_sub(1, std::memory_order_relaxed);
-  bytes.fetch_sub(stream.counted, std::memory_order_relaxed);
+  bytes.fetch_sub(stream.counted + call.unpacked, std::memory_order_relaxed);
+}
+
+bool Endpoint::count(Call &call, size_t size) {
+  std::lock_guard<std::mutex> guard(lock);
+  if (!call.connection) return true;  // ended: nobody will wait for what is left of it
+  if (bytes.load(std::memory_order_relaxed) + size > limits.max_bytes) return false;
+  call.unpacked += size;
+  bytes.fetch_add(size, std::memory_order_relaxed);
+  return true;
 }
 
 // ------------------------------------------------------------------------------------------------ everything else

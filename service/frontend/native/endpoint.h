@@ -143,6 +143,8 @@ class Endpoint {
   void hurry();
   // Queues an answer; whoever has taken the call gives it.
   void answer(const CallPtr &call, std::shared_ptr<Answer> answer);
+  // Counts `size` more bytes as held by a call until it ends. False: that would be too many.
+  bool count(Call &call, size_t size);
   // Sends what was queued.
   void flush();
   // Ends the endpoint: no new connections, no new calls; connections are closed when they are idle, at the latest after

@@ -122,6 +122,13 @@ PyObject *call_fail(PyObject *object, PyObject *error) {
   Py_RETURN_NONE;
 }
 
+PyObject *call_count(PyObject *object, PyObject *number) {
+  auto *self = reinterpret_cast<CallObject *>(object);
+  const size_t size = PyLong_AsSize_t(number);
+  if (PyErr_Occurred()) return nullptr;
+  return PyBool_FromLong(self->endpoint->endpoint->count(*self->call, size));
+}
+
 int call_buffer(PyObject *object, Py_buffer *view, int flags) {
   const Buffer &message = reinterpret_cast<CallObject *>(object)->call->message;
   return PyBuffer_FillInfo(view, object, message.data(), Py_ssize_t(message.size()), 1, flags);
@@ -153,6 +160,7 @@ PyObject *call_encoding(PyObject *object, void *) {
 
 PyMethodDef call_methods[] = {{"reply", call_reply, METH_O, "Answer with a message, given in parts, and status OK."},
                               {"fail", call_fail, METH_O, "Answer with the status of an error."},
+                              {"count", call_count, METH_O, "Count so many more bytes as held by the call."},
                               {nullptr, nullptr, 0, nullptr}};
 PyMemberDef call_members[] = {
     {"on_cancel", T_OBJECT, offsetof(CallObject, on_cancel), 0, "Called when the call ends before it was answered."},

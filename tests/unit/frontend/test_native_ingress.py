@@ -378,6 +378,28 @@ def test_compressed_messages() -> None:
     served.idle()
 
 
+def test_what_a_message_unpacks_to_is_held() -> None:
+    """Small messages that unpack to large ones count as what they are: together they stay within the bound."""
+    held: list[Call] = []
+    packed = gzip.compress(bytes(MAX_MESSAGE))
+
+    def keep(_: bytes | memoryview, call: Call) -> None:
+        held.append(call)
+
+    with serving(keep) as served, raw_client(served.port) as client:
+        room = MAX_BYTES // (MAX_MESSAGE + len(packed))
+        for _ in range(room):
+            stream = client.begin(grpc_headers(METHOD, grpc_encoding="gzip"))
+            client.data(stream, framed(packed, flag=1), end=True)
+        until(lambda: len(held) == room)
+        assert served.ingress.bytes == room * (MAX_MESSAGE + len(packed))
+        refused = compressed(client, "gzip", packed)
+        assert (refused.status, "requests in progress hold more than" in refused.details) == (14, True)
+        for call in held:
+            call.reply([])
+        served.idle()
+
+
 # ---------------------------------------------------------------------------------------------------- addresses
 
 
