@@ -6,6 +6,9 @@ will have, with one thread and default graph optimisation, it prints one JSON ob
     {"rows": [1, 2, ...], "median_ms": [...], "mean_ms": [...], "cpu_ms": [...]}
 
 `median_ms` is the latency of one run (the hardware table); rows per second over a window is `rows / mean_ms`.
+
+With `--again` it keeps the session and prints another line for every line it reads: how fast the machine is right now
+(`Pace`).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +69,46 @@ def measure(model: Path, core: int, rows: Sequence[int], seconds: float) -> Sess
     return SessionTimes(**json.loads(done.stdout))
 
 
-def _time(model: str, sizes: Sequence[int], seconds: float) -> SessionTimes:
+class Pace:
+    """A bare session kept at hand on `core`, to ask again and again how fast the machine is."""
+
+    def __init__(self, model: Path, core: int, rows: Sequence[int], seconds: float) -> None:
+        command = [sys.executable, "-m", "benchmarks.bare_session", str(model), "--seconds", str(seconds), "--again"]
+        command += ["--rows", ",".join(map(str, rows))]
+        self._process = subprocess.Popen(
+            pinned(core, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+
+    def __enter__(self) -> Pace:
+        self.times()  # the first is cold
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def times(self) -> SessionTimes:
+        """Time it now. Raises `BenchmarkError` when it has ended."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise BenchmarkError("the bare session that tells the machine's pace has ended")
+        return SessionTimes(**json.loads(line))
+
+
+def slowness(times: SessionTimes, table_s: npt.NDArray[np.float64]) -> float:
+    """How many times longer runs take than `table_s` says: the geometric mean over the sizes timed."""
+    ratios = [ms / 1e3 / float(table_s[rows - 1]) for rows, ms in zip(times.rows, times.median_ms, strict=True)]
+    return float(np.exp(np.mean(np.log(ratios))))
+
+
+def _open(model: str) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -73,6 +116,10 @@ def _time(model: str, sizes: Sequence[int], seconds: float) -> SessionTimes:
     options.inter_op_num_threads = 1
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     session.disable_fallback()
+    return session
+
+
+def _time(session: Any, sizes: Sequence[int], seconds: float) -> SessionTimes:
     (spec,) = session.get_inputs()
     random = np.random.default_rng(0)
     times = SessionTimes([], [], [], [])
@@ -100,9 +147,12 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--rows", default=",".join(map(str, SWEEP)))
     parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument("--again", action="store_true", help="once for every line of standard input")
     arguments = parser.parse_args()
-    times = _time(arguments.model, [int(size) for size in arguments.rows.split(",")], arguments.seconds)
-    json.dump({name: getattr(times, name) for name in times.__slots__}, sys.stdout)
+    session, sizes = _open(arguments.model), [int(size) for size in arguments.rows.split(",")]
+    for _ in sys.stdin if arguments.again else [""]:
+        times = _time(session, sizes, arguments.seconds)
+        print(json.dumps({name: getattr(times, name) for name in times.__slots__}), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ Two models bound by the bandwidth of their weights, so that batching decides:
     cheap   4096-4096-4096-64, T = 50 ms; offered 1,200, 1,800, 3,000 and 6,000 a second, Poisson: the load on which
             Triton with a hand-tuned queue timeout was measured. Here the cost of saying no decides.
 
-The latency table is that of a bare session on the server's core, timed before the load and again after it; their mean
-counts, and their ratio says how far the machine drifted. The optimum knows every arrival in advance, has no host
-costs and no noise: 1.0 is out of reach. Every run replays arrivals drawn beforehand from a recorded seed, another seed
-for each repetition; the cells of the grid take turns, so that drift hits all of them.
+The latency table is that of a bare session on the server's core, timed before the load. Between any two runs three
+sizes of it are timed again: a run's optimum is computed on the table times the mean slowness just before and just after
+it, so that a machine that is slower for a while does not count against the server, nor a faster one for it. The optimum
+knows every arrival in advance, has no host costs and no noise: 1.0 is out of reach. Every run replays arrivals drawn
+beforehand from a recorded seed, another seed for each repetition; the cells of the grid take turns, so that drift hits
+all of them.
 
 A run in which the load generator was late (send lag p99 above 1 % of T) is repeated once, and marked if late again.
 """
@@ -20,9 +22,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
-
-from benchmarks.bare_session import SWEEP, SessionTimes, measure
+from benchmarks.bare_session import SWEEP, Pace, SessionTimes, measure, slowness
 from benchmarks.goodput_plot import plot
 from benchmarks.goodput_results import LAG_LIMIT_T, TRITON_GOODPUT, Cell, Run, Subject, figures, series, tables
 from benchmarks.harness import Settings, parse_settings, say
@@ -38,6 +38,8 @@ from service.simulation.optimum import clairvoyant
 HEAVY_LOADS = (0.9, 1.2, 2.0, 4.0)
 HEAVY_SLO_IN_L1 = 8.0
 CHEAP_SLO_S = 0.050
+# Sizes timed between runs: the least, the one that matters for a tight objective, the largest.
+PACE_ROWS = (1, 32, 64)
 
 
 def session_times(settings: Settings, name: str) -> SessionTimes:
@@ -75,29 +77,35 @@ def measure_cell(settings: Settings, server: Server, subject: Subject, cell: Cel
     return run
 
 
-def optimum(settings: Settings, subject: Subject, cell: Cell, seed: int) -> int:
+def optimum(settings: Settings, subject: Subject, cell: Cell, run: Run) -> int:
     """The most requests of the window any schedule could answer in time, knowing the future and at no host cost."""
-    arrivals = draw(cell.kind, cell.rate, settings.warmup_s + settings.window_s, seed)
-    return int(clairvoyant(arrivals[arrivals >= settings.warmup_s], subject.table_s, subject.slo_s))
+    arrivals = draw(cell.kind, cell.rate, settings.warmup_s + settings.window_s, run.seed)
+    return int(clairvoyant(arrivals[arrivals >= settings.warmup_s], subject.table_s * run.slowness, subject.slo_s))
 
 
 def measure_subject(settings: Settings, subject: Subject, cells: Sequence[Cell]) -> None:
-    """All repetitions of all cells, then the table once more, then the optimum of every run."""
+    """All repetitions of all cells, the machine's pace between them, then the optimum of every run."""
     folder = settings.out / f"goodput_{subject.name}"
     repository = make_repository(folder, settings.models, {subject.name: subject.slo_s * 1e3})
-    with onclock_server(settings, repository, [subject.name]) as server:
+    model = model_file(subject.name, settings.models)
+    seconds = 0.1 if settings.quick else 0.2
+    with (
+        onclock_server(settings, repository, [subject.name]) as server,
+        Pace(model, settings.server_core, PACE_ROWS, seconds) as pace,
+    ):
+        before = slowness(pace.times(), subject.table_s)
         for repeat in range(settings.repeats):
             for index, cell in enumerate(cells):
                 say(f"goodput: {cell.label}, run {repeat + 1} of {settings.repeats}")
                 run = measure_cell(settings, server, subject, cell, settings.seed + 1000 * repeat + index)
+                after = slowness(pace.times(), subject.table_s)
+                run.slowness, run.drift = (before + after) / 2, after / before
+                before = after
                 subject.runs.setdefault(cell, []).append(run)
-    after = session_times(settings, subject.name).table_s()
-    subject.drift = float(np.mean(after / subject.table_s))
-    subject.table_s = (subject.table_s + after) / 2
     say(f"goodput: {subject.name}, clairvoyant optimum of every run")
     for cell, runs in subject.runs.items():
         for run in runs:
-            run.optimum = optimum(settings, subject, cell, run.seed)
+            run.optimum = optimum(settings, subject, cell, run)
 
 
 def run(settings: Settings) -> Report:
@@ -121,7 +129,6 @@ def run(settings: Settings) -> Report:
         report.details[subject.name] = {
             "slo_s": subject.slo_s,
             "r2": subject.r2,
-            "drift": subject.drift,
             "table_ms": [round(float(seconds) * 1e3, 4) for seconds in subject.table_s],
             "cells": [{"cell": cell, "runs": runs} for cell, runs in subject.runs.items()],
         }

@@ -16,8 +16,8 @@ from benchmarks.yardsticks import Seconds, fluid
 
 # A run in which the load generator sent later than this (p99, in units of T) is void.
 LAG_LIMIT_T = 0.01
-# A latency table that changed by more than this from before the load to after it says little about the time between.
-DRIFT_LIMIT = 0.10
+# When the machine's pace changed by more than this from before a run to after it, their mean says little about the run.
+DRIFT_LIMIT = 0.15
 
 # Triton 2.51.0, ONNX Runtime backend, delay 1 ms and `timeout_action: REJECT` after 15 ms, the best of five queue
 # policies tried on this very load; one core for the server and one for the client of an AMD EPYC (AVX-512) machine.
@@ -60,8 +60,12 @@ class Cell:
 
 @dataclass(slots=True)
 class Run:
-    """One window of one cell. `optimum` is filled in when the table is final; `threads` is the server's CPU time in ns
-    and number of threads by group, warm-up and drain included."""
+    """One window of one cell.
+
+    `optimum` is filled in at the end. `slowness` is how much longer than the table says a bare session took around the
+    run, `drift` how much that changed from before it to after it. `threads` is the server's CPU time in ns and number
+    of threads by group, warm-up and drain included.
+    """
 
     seed: int
     outcomes: Outcomes
@@ -69,10 +73,17 @@ class Run:
     server_cores: float
     threads: dict[str, tuple[int, int]]
     doubt: str = ""
+    slowness: float = 1.0
+    drift: float = 1.0
 
     @property
     def ratio(self) -> float:
         return self.outcomes.good / max(1, self.optimum)
+
+    @property
+    def paced_goodput(self) -> float:
+        """Goodput as it would be at the table's pace, to compare runs with each other."""
+        return self.outcomes.goodput * self.slowness
 
     @property
     def cpu_us_per_good(self) -> float:
@@ -88,7 +99,6 @@ class Subject:
     before: SessionTimes
     table_s: Seconds
     r2: float
-    drift: float = 1.0
     runs: dict[Cell, list[Run]] = field(default_factory=dict)
 
     @property
@@ -108,23 +118,23 @@ def _doubt(runs: list[Run]) -> str:
     return next((run.doubt for run in runs if run.doubt), "")
 
 
-def _drifted(subject: Subject) -> str:
-    change = subject.drift - 1
-    return f"the latency table drifted by {change:+.0%}" if abs(change) > DRIFT_LIMIT else ""
+def _drifted(runs: list[Run]) -> str:
+    change = statistics.median(abs(run.drift - 1) for run in runs)
+    return f"the machine's pace changed by {change:.0%} during a run" if change > DRIFT_LIMIT else ""
 
 
 def _least_rise(series: list[list[Run]]) -> tuple[float, ...]:
     """Per repetition, the least of goodput at a load over the best goodput at any lower load."""
     least = []
     for per_load in zip(*series, strict=True):
-        goodputs = np.array([run.outcomes.goodput for run in per_load])
+        goodputs = np.array([run.paced_goodput for run in per_load])
         best = np.maximum.accumulate(goodputs)
         least.append(float(min(goodputs[1:] / np.maximum(best[:-1], 1e-9))))
     return tuple(least)
 
 
-def _cell_figures(subject: Subject, cell: Cell, runs: list[Run], drifted: str) -> list[Figure]:
-    doubt, outcomes = _doubt(runs) or drifted, [run.outcomes for run in runs]
+def _cell_figures(subject: Subject, cell: Cell, runs: list[Run]) -> list[Figure]:
+    doubt, outcomes = _doubt(runs) or _drifted(runs), [run.outcomes for run in runs]
 
     def figure(what: str, values: list[float], bar: float | None, sense: Sense, unit: str = "") -> Figure:
         return Figure("goodput", f"{cell.label}: {what}", tuple(values), unit, bar, sense, doubt)
@@ -134,7 +144,7 @@ def _cell_figures(subject: Subject, cell: Cell, runs: list[Run], drifted: str) -
         goodputs = [o.goodput for o in outcomes]
         triton = TRITON_GOODPUT[cell.rate]
         found.append(figure("goodput; bar: Triton hand-tuned", goodputs, triton, Sense.AT_LEAST, "/s"))
-        shares, bar = [goodput / subject.bare_rate for goodput in goodputs], round(triton / TRITON_BARE_RATE, 3)
+        shares, bar = [run.paced_goodput / subject.bare_rate for run in runs], round(triton / TRITON_BARE_RATE, 3)
         found.append(figure("goodput / bare rows/s; bar: Triton's", shares, bar, Sense.AT_LEAST, "x"))
     found.append(figure("p99 of answers", [o.p99_t for o in outcomes], 1.0, Sense.AT_MOST, "T"))
     found.append(figure("late share of answers", [o.late_share for o in outcomes], BAR_LATE_SHARE, Sense.AT_MOST))
@@ -147,13 +157,12 @@ def _cell_figures(subject: Subject, cell: Cell, runs: list[Run], drifted: str) -
 
 def figures(subject: Subject) -> list[Figure]:
     """What is promised of every cell, and of the series over the loads."""
-    drifted = _drifted(subject)
-    found = [figure for cell, runs in subject.runs.items() for figure in _cell_figures(subject, cell, runs, drifted)]
+    found = [figure for cell, runs in subject.runs.items() for figure in _cell_figures(subject, cell, runs)]
     for kind in sorted({cell.kind for cell in subject.runs}):
         series = [runs for cell, runs in subject.runs.items() if cell.kind == kind]
         if len(series) < 2:
             continue
-        doubt = next((found for found in map(_doubt, series) if found), drifted)
+        doubt = next(filter(None, (_doubt(runs) or _drifted(runs) for runs in series)), "")
         name = f"{subject.name}, {kind}: goodput at a load / best at a lower one"
         found.append(Figure("goodput", name, _least_rise(series), "", BAR_NO_FALL, Sense.AT_LEAST, doubt))
     return found
@@ -171,10 +180,10 @@ def tables(subject: Subject) -> list[Table]:
     """One row per cell, medians over its runs; and the split of the server's CPU time over its threads."""
     goodput = Table(
         f"Goodput of {subject.name}, T = {subject.slo_s * 1e3:.0f} ms, R2 = {subject.r2:.0f}/s",
-        ("arrivals", "x R2", "offered/s", "goodput/s", "optimum/s", "fluid/s", "of optimum", "Triton/s"),
+        ("arrivals", "x R2", "offered/s", "goodput/s", "optimum/s", "fluid/s", "of optimum", "slowness", "Triton/s"),
         notes=[
             f"l(1) = {subject.before.median_ms[0]:.2f} ms, best bare {subject.before.best()[1]:.0f} rows/s at batch "
-            f"{subject.before.best()[0]}; the table after the load was {subject.drift:.3f} times that before."
+            f"{subject.before.best()[0]}. Slowness: a bare session's times around the run over the table's."
         ],
     )
     outcome = Table(
@@ -205,6 +214,7 @@ def tables(subject: Subject) -> list[Table]:
             f"{_mid(runs, lambda run: run.optimum / run.outcomes.window_s):.0f}",
             f"{subject.fluid(cell.rate):.0f}",
             f"{_mid(runs, lambda run: run.ratio):.3f}",
+            f"{_mid(runs, lambda run: run.slowness):.2f}",
             f"{TRITON_GOODPUT[cell.rate]:.0f}" if cell.model == "cheap" else "",
         ]
         goodput.rows.append([cell.kind, *counts])

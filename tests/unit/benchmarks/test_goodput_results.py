@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.bare_session import SessionTimes
+from benchmarks.bare_session import SessionTimes, slowness
 from benchmarks.goodput_plot import plot
 from benchmarks.goodput_results import Cell, Run, Subject, figures, series, tables
 from benchmarks.outcomes import Outcomes
@@ -19,11 +19,12 @@ TIMES = SessionTimes([1, 2], [1.0, 1.5], [1.0, 1.5], [1.0, 1.5])
 
 def subject(goods: list[list[int]], drift: float = 1.0, lag: float = 0.001) -> Subject:
     """One run per load and repetition, with this many good answers of an optimum of 1000."""
-    made = Subject("heavy", 0.01, TIMES, np.array([0.001, 0.0015]), 1333.0, drift)
+    made = Subject("heavy", 0.01, TIMES, np.array([0.001, 0.0015]), 1333.0)
     for index, per_load in enumerate(goods):
         outcomes = [dataclasses.replace(GOOD, good=good, lag_p99_t=lag) for good in per_load]
         cell = Cell("heavy", "poisson", 1000.0 * (index + 1), float(index + 1))
-        made.runs[cell] = [Run(0, o, 1000, 1.0, {"run": (900, 1), "ingress": (100, 1)}) for o in outcomes]
+        threads = {"run": (900, 1), "ingress": (100, 1)}
+        made.runs[cell] = [Run(0, o, 1000, 1.0, threads, drift=drift) for o in outcomes]
     return made
 
 
@@ -43,12 +44,27 @@ def test_a_fall_from_one_load_to_a_higher_one_is_found() -> None:
     assert fall.verdict == "missed"
 
 
-@pytest.mark.parametrize(("drift", "lag", "why"), [(1.2, 0.001, "drifted by +20%"), (1.0, 0.02, "send lag p99 2.0%")])
+@pytest.mark.parametrize(("drift", "lag", "why"), [(1.2, 0.001, "changed by 20%"), (1.0, 0.02, "send lag p99 2.0%")])
 def test_a_disturbed_run_is_doubtful(drift: float, lag: float, why: str) -> None:
     """Neither met nor missed, and the reason is given, for cells and series alike."""
     found = figures(subject([[900], [900]], drift, lag))
     assert {figure.verdict for figure in found} <= {"doubtful", "-"}
     assert all(why in figure.doubt for figure in found)
+
+
+def test_a_slow_machine_is_no_fall() -> None:
+    """Runs are compared at one pace: less goodput while a bare session is slower by as much is the same."""
+    made = subject([[900], [720]])
+    list(made.runs.values())[1][0].slowness = 1.25
+    found = {figure.name: figure for figure in figures(made)}
+    assert found["heavy, poisson: goodput at a load / best at a lower one"].measured == pytest.approx(1.0)
+
+
+def test_slowness_is_the_mean_over_the_sizes_timed() -> None:
+    """Geometric: twice as slow at one size and twice as fast at another is no change."""
+    table = np.array([0.001, 0.0015])
+    assert slowness(SessionTimes([1, 2], [2.0, 3.0], [], []), table) == pytest.approx(2.0)
+    assert slowness(SessionTimes([1, 2], [2.0, 0.75], [], []), table) == pytest.approx(1.0)
 
 
 def test_tables_have_a_cell_for_every_column() -> None:
