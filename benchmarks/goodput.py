@@ -9,10 +9,10 @@ Two models bound by the bandwidth of their weights, so that batching decides:
 
 The latency table is that of a bare session on the server's core, timed before the load. Between any two runs three
 sizes of it are timed again: a run's optimum is computed on the table times the mean slowness just before and just after
-it, so that a machine that is slower for a while does not count against the server, nor a faster one for it. The optimum
-knows every arrival in advance, has no host costs and no noise: 1.0 is out of reach. Every run replays arrivals drawn
-beforehand from a recorded seed, another seed for each repetition; the cells of the grid take turns, so that drift hits
-all of them.
+it, so that a machine that is slower for a while does not count against the server, nor a faster one for it; what is offered
+to `heavy` follows the pace just before the run. The optimum knows every arrival in advance, has no host costs and no
+noise: 1.0 is out of reach. Every run replays arrivals drawn beforehand from a recorded seed, another seed for each
+repetition; the cells of the grid take turns, so that drift hits all of them.
 
 A run in which the load generator was late (send lag p99 above 1 % of T) is repeated once, and marked if late again.
 """
@@ -58,17 +58,17 @@ def prepare(settings: Settings, name: str, slo_s: float | None) -> Subject:
     return Subject(name, slo_s, times, table, capacity(table, slo_s))
 
 
-def measure_cell(settings: Settings, server: Server, subject: Subject, cell: Cell, seed: int) -> Run:
-    """One window of `cell`, repeated once if the load generator was late; without its optimum."""
+def measure_cell(settings: Settings, server: Server, subject: Subject, cell: Cell, rate: float, seed: int) -> Run:
+    """One window of `cell` at `rate`, repeated once if the load generator was late; without its optimum."""
     start, end = settings.warmup_s, settings.warmup_s + settings.window_s
-    arrivals = draw(cell.kind, cell.rate, end, seed)
+    arrivals = draw(cell.kind, rate, end, seed)
     request = Request(cell.model, "x", (1, *MODELS[cell.model].row))
 
     def once() -> Run:
         before = thread_times(server.pid)
         load, records = open_loop(settings, server, request, arrivals, subject.slo_s)
         groups = split_by_group(before, thread_times(server.pid), thread_names(server.pid))
-        return Run(seed, classify(records, subject.slo_s, start, end), 0, load.server_cores, groups, load.doubt())
+        return Run(seed, rate, classify(records, subject.slo_s, start, end), 0, load.server_cores, groups, load.doubt())
 
     run = once()
     if run.outcomes.lag_p99_t > LAG_LIMIT_T:
@@ -79,7 +79,7 @@ def measure_cell(settings: Settings, server: Server, subject: Subject, cell: Cel
 
 def optimum(settings: Settings, subject: Subject, cell: Cell, run: Run) -> int:
     """The most requests of the window any schedule could answer in time, knowing the future and at no host cost."""
-    arrivals = draw(cell.kind, cell.rate, settings.warmup_s + settings.window_s, run.seed)
+    arrivals = draw(cell.kind, run.rate, settings.warmup_s + settings.window_s, run.seed)
     return int(clairvoyant(arrivals[arrivals >= settings.warmup_s], subject.table_s * run.slowness, subject.slo_s))
 
 
@@ -97,7 +97,9 @@ def measure_subject(settings: Settings, subject: Subject, cells: Sequence[Cell])
         for repeat in range(settings.repeats):
             for index, cell in enumerate(cells):
                 say(f"goodput: {cell.label}, run {repeat + 1} of {settings.repeats}")
-                run = measure_cell(settings, server, subject, cell, settings.seed + 1000 * repeat + index)
+                # A load in units of capacity is one of the capacity there is now.
+                rate = cell.rate if cell.absolute else cell.load * capacity(subject.table_s * before, subject.slo_s)
+                run = measure_cell(settings, server, subject, cell, rate, settings.seed + 1000 * repeat + index)
                 after = slowness(pace.times(), subject.table_s)
                 run.slowness, run.drift = (before + after) / 2, after / before
                 before = after
@@ -115,7 +117,7 @@ def run(settings: Settings) -> Report:
     heavy, cheap = prepare(settings, "heavy", None), prepare(settings, "cheap", CHEAP_SLO_S)
     grids = {
         "heavy": [Cell("heavy", kind, x * heavy.r2, x) for kind in ("poisson", "gamma3") for x in HEAVY_LOADS],
-        "cheap": [Cell("cheap", "poisson", rate, rate / cheap.r2) for rate in TRITON_GOODPUT],
+        "cheap": [Cell("cheap", "poisson", rate, rate / cheap.r2, absolute=True) for rate in TRITON_GOODPUT],
     }
     subjects = [heavy, cheap]
     for subject in list(subjects):

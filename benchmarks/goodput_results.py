@@ -39,12 +39,13 @@ BAR_NO_FALL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One load on one model: `rate` a second, which is `load` times R2."""
+    """One load on one model: `rate` a second, which is `load` times R2 at the table's pace; `absolute`: at any pace."""
 
     model: str
     kind: str
     rate: float
     load: float
+    absolute: bool = False
 
     @property
     def label(self) -> str:
@@ -68,6 +69,7 @@ class Run:
     """
 
     seed: int
+    rate: float
     outcomes: Outcomes
     optimum: int
     server_cores: float

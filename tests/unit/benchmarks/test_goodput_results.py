@@ -24,7 +24,7 @@ def subject(goods: list[list[int]], drift: float = 1.0, lag: float = 0.001) -> S
         outcomes = [dataclasses.replace(GOOD, good=good, lag_p99_t=lag) for good in per_load]
         cell = Cell("heavy", "poisson", 1000.0 * (index + 1), float(index + 1))
         threads = {"run": (900, 1), "ingress": (100, 1)}
-        made.runs[cell] = [Run(0, o, 1000, 1.0, threads, drift=drift) for o in outcomes]
+        made.runs[cell] = [Run(0, 1000.0, o, 1000, 1.0, threads, drift=drift) for o in outcomes]
     return made
 
 
