@@ -9,10 +9,10 @@ Two models bound by the bandwidth of their weights, so that batching decides:
 
 The latency table is that of a bare session on the server's core, timed before the load. Between any two runs three
 sizes of it are timed again: a run's optimum is computed on the table times the mean slowness just before and just after
-it, so that a machine that is slower for a while does not count against the server, nor a faster one for it; what is offered
-to `heavy` follows the pace just before the run. The optimum knows every arrival in advance, has no host costs and no
-noise: 1.0 is out of reach. Every run replays arrivals drawn beforehand from a recorded seed, another seed for each
-repetition; the cells of the grid take turns, so that drift hits all of them.
+it, so that a machine that is slower for a while does not count against the server, nor a faster one for it; what is
+offered to `heavy` follows the pace just before the run. The optimum knows every arrival in advance, has no host costs
+and no noise: 1.0 is out of reach. Every run replays arrivals drawn beforehand from a recorded seed, another seed for
+each repetition; the cells of the grid take turns, so that drift hits all of them.
 
 A run in which the load generator was late (send lag p99 above 1 % of T) is repeated once, and marked if late again.
 """

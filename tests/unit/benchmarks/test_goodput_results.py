@@ -85,7 +85,7 @@ def test_goodput_is_compared_with_triton_in_the_units_of_each_machine() -> None:
     slow = np.interp(np.arange(1, 33), [1, 32], [0.010, 2 * 0.01735])
     made = Subject("cheap", 0.05, TIMES, slow, 700.0)
     outcomes = dataclasses.replace(GOOD, good=7080)
-    made.runs[Cell("cheap", "poisson", 3000.0, 4.0)] = [Run(0, outcomes, 8000, 1.0, {})]
+    made.runs[Cell("cheap", "poisson", 3000.0, 4.0)] = [Run(0, 3000.0, outcomes, 8000, 1.0, {})]
     found = {figure.name.split(": ", 1)[1]: figure for figure in figures(made)}
     assert found["goodput; bar: Triton hand-tuned"].verdict == "missed"
     relative = found["goodput / bare rows/s; bar: Triton's"]
