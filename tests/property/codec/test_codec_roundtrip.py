@@ -160,7 +160,8 @@ def test_outputs_of_every_datatype(case: tuple[Sent, list[tuple[TensorSpec, Any]
     by_name = {spec.name: (spec, array) for spec, array in outputs}
     for _ in range(2):
         batch = [output(spec, array, total) for spec, array in outputs]
-        answer: Any = ModelInferResponse.FromString(encode(plan, sent.request_id.encode(), batch, before, sent.rows))
+        parts = encode(plan, sent.request_id.encode(), batch, before, sent.rows)
+        answer: Any = ModelInferResponse.FromString(b"".join(parts))
         assert (answer.model_name, answer.model_version, answer.id) == (sent.model.name, "1", sent.request_id)
         wanted = sent.outputs or [spec.name for spec, _ in outputs]
         assert [tensor.name for tensor in answer.outputs] == wanted
