@@ -59,10 +59,10 @@ class SessionTimes:
         return np.minimum.accumulate(table[::-1])[::-1]
 
 
-def measure(model: Path, core: int, rows: Sequence[int], seconds: float) -> SessionTimes:
+def measure(model: Path, core: int, rows: Sequence[int], seconds: float, device: str = "cpu") -> SessionTimes:
     """Time a bare session in a process pinned to `core`, about `seconds` per batch size."""
     command = [sys.executable, "-m", "benchmarks.bare_session", str(model), "--seconds", str(seconds)]
-    command += ["--rows", ",".join(map(str, rows))]
+    command += ["--device", device, "--rows", ",".join(map(str, rows))]
     done = subprocess.run(pinned(core, command), capture_output=True, text=True, cwd=ROOT)
     if done.returncode != 0:
         raise BenchmarkError(f"bare session of {model.name} failed: {done.stderr[-1500:]}")
@@ -72,9 +72,9 @@ def measure(model: Path, core: int, rows: Sequence[int], seconds: float) -> Sess
 class Pace:
     """A bare session kept at hand on `core`, to ask again and again how fast the machine is."""
 
-    def __init__(self, model: Path, core: int, rows: Sequence[int], seconds: float) -> None:
+    def __init__(self, model: Path, core: int, rows: Sequence[int], seconds: float, device: str = "cpu") -> None:
         command = [sys.executable, "-m", "benchmarks.bare_session", str(model), "--seconds", str(seconds), "--again"]
-        command += ["--rows", ",".join(map(str, rows))]
+        command += ["--device", device, "--rows", ",".join(map(str, rows))]
         self._process = subprocess.Popen(
             pinned(core, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
         )
@@ -108,14 +108,18 @@ def slowness(times: SessionTimes, table_s: npt.NDArray[np.float64]) -> float:
     return float(np.exp(np.mean(np.log(ratios))))
 
 
-def _open(model: str) -> Any:
+def _open(model: str, device: str) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    session.disable_fallback()
+    if device == "cuda":
+        ort.preload_dlls()
+    provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+    session = ort.InferenceSession(model, options, providers=[provider], enable_fallback=False)
+    if session.get_providers()[0] != provider:
+        raise SystemExit(f"{provider} was asked for, but the session uses {session.get_providers()}")
     return session
 
 
@@ -147,9 +151,10 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--rows", default=",".join(map(str, SWEEP)))
     parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--again", action="store_true", help="once for every line of standard input")
     arguments = parser.parse_args()
-    session, sizes = _open(arguments.model), [int(size) for size in arguments.rows.split(",")]
+    session, sizes = _open(arguments.model, arguments.device), [int(size) for size in arguments.rows.split(",")]
     for _ in sys.stdin if arguments.again else [""]:
         times = _time(session, sizes, arguments.seconds)
         print(json.dumps({name: getattr(times, name) for name in times.__slots__}), flush=True)

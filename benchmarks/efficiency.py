@@ -47,16 +47,18 @@ def run(settings: Settings) -> Report:
         path = model_file(name, settings.models)
         sizes = [size for size in SWEEP if size <= model.max_batch and (size & (size - 1) == 0 or not settings.quick)]
         say(f"efficiency: {name}, bare session at batch {sizes}")
-        sweep = measure(path, settings.server_core, sizes, seconds=settings.window_s / 10)
+        sweep = measure(path, settings.server_core, sizes, settings.window_s / 10, settings.device)
         best, _ = sweep.best()
-        repository = make_repository(settings.out / f"efficiency_{name}", settings.models, {name: None})
+        repository = make_repository(
+            settings.out / f"efficiency_{name}", settings.models, {name: None}, settings.device
+        )
         request = Request(name, "x", (1, *model.row))
         ratios: list[float] = []
         doubt = ""
         with onclock_server(settings, repository, [name]) as server:
             for repeat in range(settings.repeats):
                 say(f"efficiency: {name}, run {repeat + 1} of {settings.repeats}")
-                _, bare = measure(path, settings.server_core, [best], settings.window_s).best()
+                _, bare = measure(path, settings.server_core, [best], settings.window_s, settings.device).best()
                 # Twice the largest batch in flight, so that a full batch can form while the other one runs.
                 load = closed_loop(settings, server, request, 2 * model.max_batch)
                 ratios.append(load.ok_rps / bare)

@@ -46,7 +46,7 @@ def session_times(settings: Settings, name: str) -> SessionTimes:
     """The latency table of a bare session on the server's core."""
     say(f"goodput: {name}, latency table of a bare session")
     seconds = 0.2 if settings.quick else 0.5
-    return measure(model_file(name, settings.models), settings.server_core, SWEEP, seconds)
+    return measure(model_file(name, settings.models), settings.server_core, SWEEP, seconds, settings.device)
 
 
 def prepare(settings: Settings, name: str, slo_s: float | None) -> Subject:
@@ -86,12 +86,12 @@ def optimum(settings: Settings, subject: Subject, cell: Cell, run: Run) -> int:
 def measure_subject(settings: Settings, subject: Subject, cells: Sequence[Cell]) -> None:
     """All repetitions of all cells, the machine's pace between them, then the optimum of every run."""
     folder = settings.out / f"goodput_{subject.name}"
-    repository = make_repository(folder, settings.models, {subject.name: subject.slo_s * 1e3})
+    repository = make_repository(folder, settings.models, {subject.name: subject.slo_s * 1e3}, settings.device)
     model = model_file(subject.name, settings.models)
     seconds = 0.1 if settings.quick else 0.2
     with (
         onclock_server(settings, repository, [subject.name]) as server,
-        Pace(model, settings.server_core, PACE_ROWS, seconds) as pace,
+        Pace(model, settings.server_core, PACE_ROWS, seconds, settings.device) as pace,
     ):
         before = slowness(pace.times(), subject.table_s)
         for repeat in range(settings.repeats):

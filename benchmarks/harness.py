@@ -33,7 +33,7 @@ class BenchmarkError(Exception):
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How to measure. `window_s` is the measured part of a run, after `warmup_s`; `repeats` the runs of each kind;
-    `only` a part of the labels of the cases to measure, empty for all."""
+    `only` a part of the labels of the cases to measure, empty for all; `device` where models run: `cpu` or `cuda`."""
 
     quick: bool = False
     repeats: int = 3
@@ -44,6 +44,7 @@ class Settings:
     out: Path = BUILD / "bench"
     seed: int = SEED
     only: str = ""
+    device: str = "cpu"
 
     @property
     def models(self) -> Path:
@@ -61,6 +62,7 @@ def parse_settings(description: str, window_s: float = 5.0, quick_window_s: floa
     parser.add_argument("--client-core", type=int, default=1)
     parser.add_argument("--seed", type=int, default=SEED, help="seed of the arrivals")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose label contains TEXT")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where models run (default cpu)")
     parser.add_argument("--out", type=Path, default=BUILD / "bench", help="folder of the results")
     arguments = parser.parse_args()
     if arguments.repeats < 1:
@@ -75,6 +77,7 @@ def parse_settings(description: str, window_s: float = 5.0, quick_window_s: floa
         out=arguments.out,
         seed=arguments.seed,
         only=arguments.only,
+        device=arguments.device,
     )
 
 

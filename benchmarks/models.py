@@ -148,13 +148,14 @@ def model_file(name: str, folder: Path) -> Path:
     return path
 
 
-def config_text(model: BenchmarkModel, slo_ms: float | None) -> str:
-    """The `config.pbtxt` of a benchmark model: one instance on the CPU, dynamic batching; all else is the default."""
+def config_text(model: BenchmarkModel, slo_ms: float | None, device: str = "cpu") -> str:
+    """The `config.pbtxt` of a benchmark model: one instance on the device (`cpu` or `cuda`), dynamic batching; all else
+    is the default."""
     lines = [
         f'name: "{model.name}"',
         'platform: "onnxruntime_onnx"',
         f"max_batch_size: {model.max_batch}",
-        "instance_group { kind: KIND_CPU count: 1 }",
+        f"instance_group {{ kind: {'KIND_GPU' if device == 'cuda' else 'KIND_CPU'} count: 1 }}",
         "dynamic_batching { }",
     ]
     if slo_ms is not None:
@@ -162,7 +163,7 @@ def config_text(model: BenchmarkModel, slo_ms: float | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def make_repository(root: Path, models_folder: Path, slos_ms: dict[str, float | None]) -> Path:
+def make_repository(root: Path, models_folder: Path, slos_ms: dict[str, float | None], device: str = "cpu") -> Path:
     """A model repository at `root` (replaced if it exists) with these models and objectives; None = sheds nothing."""
     if root.exists():
         shutil.rmtree(root)
@@ -171,5 +172,5 @@ def make_repository(root: Path, models_folder: Path, slos_ms: dict[str, float | 
         version.mkdir(parents=True)
         # A hard link: the large models are neither copied nor, as a symbolic link might be, refused.
         os.link(model_file(name, models_folder), version / "model.onnx")
-        (root / name / "config.pbtxt").write_text(config_text(MODELS[name], slo_ms))
+        (root / name / "config.pbtxt").write_text(config_text(MODELS[name], slo_ms, device))
     return root

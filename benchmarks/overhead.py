@@ -72,7 +72,7 @@ def run(settings: Settings) -> Report:
         notes=["Medians are taken in the summary; here every window is shown, in the order it was run."],
     )
     models = sorted({case.model for case in CASES})
-    repository = make_repository(settings.out / "overhead", settings.models, dict.fromkeys(models))
+    repository = make_repository(settings.out / "overhead", settings.models, dict.fromkeys(models), settings.device)
     with echo_server(settings) as echo, onclock_server(settings, repository, models) as onclock:
         for case in (case for case in CASES if settings.only in case.label):
             request = Request(case.model, "x", (1, *MODELS[case.model].row))

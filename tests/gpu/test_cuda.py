@@ -1,0 +1,135 @@
+"""On an NVIDIA GPU: it is found and used, many kinds of models answer there as on the CPU, and its options are its own.
+
+Skipped, and said so, where ONNX Runtime finds no GPU.
+"""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from service.engine.devices import find_devices
+from tests.support import corpus, onnx_models
+from tests.support.client import Client, arrays, request
+from tests.support.onnx_models import write_model
+from tests.support.server import RunningServer, running_server
+
+DEVICES = find_devices("auto", cpu_slots=1, gpu_slots=1, cpu_threads=1)
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not DEVICES.gpus, reason=DEVICES.why)]
+
+# Without TF32, whose 10 bits of mantissa are what a GPU is fast with, sums differ only by their order.
+EXACT = """optimization { execution_accelerators { gpu_execution_accelerator {
+  name: "cuda" parameters { key: "use_tf32" value: "0" }
+} } }
+"""
+TOLERANCE = 1e-4
+REQUESTS = 8
+ROWS = 3
+VOCABULARY = 100
+
+BUILT: Mapping[str, Callable[[], onnx.ModelProto]] = {
+    "mlp": onnx_models.mlp,
+    "conv_net": lambda: onnx_models.conv_net(64),
+    "text_encoder": onnx_models.text_encoder,
+    "string_labels": onnx_models.string_labels,
+    "string_upper": onnx_models.string_upper,
+    "fixed_batch_cnn": onnx_models.fixed_batch_cnn,
+    "linear_classifier": onnx_models.linear_classifier,
+    "tree_classifier": onnx_models.tree_classifier,
+    "side_input": onnx_models.side_input,
+    "recurrent": onnx_models.recurrent,
+    "growing_cache": onnx_models.growing_cache,
+    "half": lambda: onnx_models.identity("FP16"),
+    "bfloat16": lambda: onnx_models.identity("BF16"),
+    "int64": lambda: onnx_models.identity("INT64"),
+    "bool": lambda: onnx_models.identity("BOOL"),
+    "scalar_sum": onnx_models.scalar_sum,
+    "constant_output": onnx_models.constant_output,
+    "dynamic_quantised": onnx_models.dynamic_quantised,
+    "mixed_batch_outputs": onnx_models.mixed_batch_outputs,
+    "branching": onnx_models.branching,
+}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("repository")
+    for name, build in BUILT.items():
+        write_model(root, name, build(), config=EXACT)
+    write_model(root, "wide", onnx_models.matmul_stack(2, 1024), config=EXACT)
+    write_model(root, "wide_tf32", onnx_models.matmul_stack(2, 1024))
+    write_model(root, "on_cpu", onnx_models.mlp(), config="instance_group { kind: KIND_CPU count: 1 }\n")
+    # 64 MiB of weights in an arena of 32.
+    little = EXACT.replace('"use_tf32" value: "0"', '"gpu_mem_limit" value: "33554432"')
+    write_model(root, "too_large", onnx_models.matmul_stack(1, 4096), config=little)
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[RunningServer]:
+    flags = ("--device", "cuda", "--metrics-port", "0", "--profile-budget-ms", "500", "--profile-cache", "none")
+    with running_server(repository, *flags) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: RunningServer) -> Client:
+    return Client(server.channel())
+
+
+def drawn(name: str, session: Any, seed: int) -> dict[str, Any]:
+    inputs = corpus.draw_inputs(session, np.random.default_rng(seed), 1 if name == "dynamic_quantised" else ROWS)
+    if name == "text_encoder":
+        inputs["input_ids"] = np.abs(inputs["input_ids"]) % VOCABULARY
+    return inputs
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_answers_are_those_of_the_cpu(name: str, repository: Path, client: Client) -> None:
+    """Several requests at once, each with the answer that a session on the CPU gives it alone."""
+    session = corpus.open_session(corpus.model_file(repository / name))
+    datatypes = {i.name: "BF16" for i in session.get_inputs() if i.type == "tensor(bfloat16)"}
+    feeds = [drawn(name, session, seed) for seed in range(REQUESTS)]
+    futures = [client.infer_future(request(name, inputs, datatypes=datatypes)) for inputs in feeds]
+    for inputs, future in zip(feeds, futures, strict=True):
+        got, wanted = arrays(future.result(60)), corpus.run_directly(session, inputs)
+        assert not corpus.differences(got, wanted, TOLERANCE)
+
+
+def test_options_reach_the_provider(repository: Path, client: Client) -> None:
+    """With TF32 switched off in its configuration a product of matrices is exact; with the default it is not."""
+    session = corpus.open_session(corpus.model_file(repository / "wide"))
+    (name,) = (node.name for node in session.get_inputs())
+    x = np.random.default_rng(0).standard_normal((16, 1024)).astype(np.float32)
+    (wanted,) = corpus.run_directly(session, {name: x}).values()
+
+    def error(model: str) -> float:
+        (got,) = arrays(client.infer(request(model, {name: x}))).values()
+        return float(np.abs(got - wanted).max() / np.abs(wanted).max())
+
+    assert error("wide") < 1e-5
+    assert 1e-5 < error("wide_tf32") < 1e-2
+
+
+def test_where_models_run(server: RunningServer, client: Client) -> None:
+    """The GPU is in the metrics; a model that asks for the CPU has it; configurations say which."""
+    with_gpu = client.call("ModelConfig", name="mlp").config
+    assert [group.kind for group in with_gpu.instance_group] == [1]  # KIND_GPU
+    assert [group.kind for group in client.call("ModelConfig", name="on_cpu").config.instance_group] == [2]
+    text = urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
+    line = next(line for line in text.splitlines() if line.startswith("onclock_device_info") and "cuda:0" in line)
+    assert 'provider="CUDAExecutionProvider"' in line
+
+
+def test_a_model_too_large_for_its_memory_is_refused_alone(server: RunningServer, client: Client) -> None:
+    """It is not served, the index says why, and its neighbours are."""
+    index = {entry.name: entry for entry in client.call("RepositoryIndex").models}
+    assert index["too_large"].state == "UNAVAILABLE"
+    assert "memory" in index["too_large"].reason.lower()
+    assert index["wide"].state == "READY"
