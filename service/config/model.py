@@ -136,7 +136,6 @@ class Optimization:
     graph: GraphOptimization = GraphOptimization.ALL
     gpu_accelerators: tuple[Accelerator, ...] = ()
     cuda_options: Mapping[str, str] = _no_texts()
-    cuda_graphs: bool = False
     input_pinned_memory: bool = True
     output_pinned_memory: bool = True
 

@@ -39,7 +39,6 @@ TENSORRT_OPTIONS = frozenset(
         "trt_build_heuristics_enable",
         "trt_builder_optimization_level",
         "trt_context_memory_sharing_enable",
-        "trt_cuda_graph_enable",
         "trt_detailed_build_log",
         "trt_dla_core",
         "trt_dla_enable",
@@ -75,7 +74,8 @@ _TENSORRT_ALIASES = {
 _PRECISION = {"FP32": None, "FP16": "trt_fp16_enable", "BF16": "trt_bf16_enable", "INT8": "trt_int8_enable"}
 _SET_BY_SERVER = {
     "device_id": "list the device in instance_group.gpus",
-    "enable_cuda_graph": "set optimization.cuda.graphs",
+    "enable_cuda_graph": "CUDA graphs are not supported; remove it",
+    "trt_cuda_graph_enable": "CUDA graphs are not supported; remove it",
     "has_user_compute_stream": "the server owns the stream; remove it",
     "user_compute_stream": "the server owns the stream; remove it",
 }

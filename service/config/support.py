@@ -80,9 +80,11 @@ SUPPORT: Mapping[str, Support] = MappingProxyType(
             "models of a device share it by deadlines; set dynamic_batching.priority_levels for requests"
         ),
         "optimization.cuda": _yes("How a GPU is driven."),
-        "optimization.cuda.graphs": _yes("Capture executions as CUDA graphs, one per batch size used."),
+        "optimization.cuda.graphs": _no(
+            "a graph would replay with the inputs of the run it was captured from; remove it"
+        ),
         "optimization.cuda.busy_wait_events": _no("ONNX Runtime waits by itself; remove it"),
-        "optimization.cuda.graph_spec": _no("graphs are captured for the batch sizes in use; remove it"),
+        "optimization.cuda.graph_spec": _no("CUDA graphs are not supported; remove it"),
         "optimization.cuda.output_copy_stream": _no("ONNX Runtime chooses the streams; remove it"),
         "optimization.execution_accelerators": _yes("Execution providers to use besides the device's own."),
         "optimization.execution_accelerators.gpu_execution_accelerator": _yes("For instances on GPUs."),
@@ -93,9 +95,9 @@ SUPPORT: Mapping[str, Support] = MappingProxyType(
         "optimization.execution_accelerators.cpu_execution_accelerator": _no(
             "no accelerator for the CPU is part of the ONNX Runtime build in use; remove it"
         ),
-        "optimization.input_pinned_memory": _yes("Whether inputs pass through page-locked memory. Unset: yes."),
+        "optimization.input_pinned_memory": _yes("Accepted, without effect: inputs are copied from ordinary memory."),
         "optimization.input_pinned_memory.enable": _yes("Yes or no."),
-        "optimization.output_pinned_memory": _yes("The same for outputs."),
+        "optimization.output_pinned_memory": _yes("The same for outputs, which are copied to ordinary memory."),
         "optimization.output_pinned_memory.enable": _yes("Yes or no."),
         "optimization.gather_kernel_buffer_threshold": _no("inputs are gathered on the host; remove it"),
         "optimization.eager_batching": _yes("Always so: the next batch is prepared while one runs."),

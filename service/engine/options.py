@@ -100,8 +100,6 @@ def plan_session(config: ModelConfig, device: Device) -> SessionPlan:
                 raise ConfigError(path, "this onnxruntime has no TensorRT provider")
             providers.append((TENSORRT_PROVIDER, {"device_id": str(device.index), **accelerator.provider_options}))
     cuda = {"device_id": str(device.index), **_CUDA_DEFAULTS, **config.optimization.cuda_options}
-    if config.optimization.cuda_graphs:
-        cuda["enable_cuda_graph"] = "1"
     providers.append((CUDA_PROVIDER, cuda))
     # The CPU provider runs what the GPU's cannot (shapes, strings); ONNX Runtime always adds it, here it is stated.
     providers.append((CPU_PROVIDER, {}))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from service.engine.devices import CPU_PROVIDER
 from service.engine.options import SessionPlan
 from service.errors import ExecutionFailed, ModelLoadError, OutOfMemory, ServiceError
 from service.tensor import Array, DataType, TensorSpec
@@ -35,9 +36,11 @@ class OtherShapeError(ExecutionFailed):
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A session's inputs and outputs bound to fixed buffers of one size."""
+    """A session's inputs and outputs bound to fixed buffers of one size. `inputs` are the arguments of those that must
+    be bound anew for every run."""
 
     io: Any
+    inputs: tuple[tuple[Any, ...], ...] = ()
 
 
 class OnnxSession:
@@ -74,26 +77,35 @@ class OnnxSession:
         self._core = session._sess
         self._run_options = plan.run_options()
         self._cpu = ort.OrtDevice.make("cpu", 0)._get_c_device()
+        # Binding host memory to an input that is used on another device copies it there, once, at that moment
+        # (`IOBinding::BindInput`): a later run would see the old values.
+        self._copies_inputs = any(name != CPU_PROVIDER for name in taken)
 
     def bind(self, inputs: Sequence[tuple[TensorSpec, Array]], outputs: Sequence[tuple[TensorSpec, Array]]) -> Binding:
-        """Bind CPU arrays: the session reads and writes them in place, so they must outlive the binding.
+        """Bind CPU arrays: every run reads the inputs and writes the outputs, so they must outlive the binding.
 
         Raises `ExecutionFailed` when the session does not take such buffers.
         """
         try:
             io = self._session.io_binding()._iobinding
-            for spec, array in inputs:
-                io.bind_input(spec.name, self._cpu, _element_type(spec), list(array.shape), array.ctypes.data)
+            bound = [
+                (spec.name, self._cpu, _element_type(spec), list(array.shape), array.ctypes.data)
+                for spec, array in inputs
+            ]
+            for arguments in bound:
+                io.bind_input(*arguments)
             for spec, array in outputs:
                 io.bind_output(spec.name, self._cpu, _element_type(spec), list(array.shape), array.ctypes.data)
         except Exception as error:
             raise _translate(error) from error
-        return Binding(io)
+        return Binding(io, tuple(bound) if self._copies_inputs else ())
 
     def run_bound(self, binding: Binding) -> None:
         """Run on a binding's buffers. Raises `ExecutionFailed` (`OtherShapeError` if it is the buffers' fault) or
         `OutOfMemory`."""
         try:
+            for arguments in binding.inputs:
+                binding.io.bind_input(*arguments)
             self._core.run_with_iobinding(binding.io, self._run_options)
         except Exception as error:
             raise _translate(error) from error

@@ -191,16 +191,17 @@ def running_server(
 ) -> Iterator[RunningServer]:
     """A server on free ports that serves `repository`, ended when the block is left.
 
-    `flags` are added to the command line (`"--max-in-flight", "8"`) and win over what is set here: the CPU, no metrics
-    port, a short measurement that is not kept. `ready=False` does not wait for readiness, only for the ports.
-    `expect_exit` is the exit code that the end must bring (None = any). `environment` is added to this process's.
+    `flags` are added to the command line (`"--max-in-flight", "8"`) and win over what is set here: the CPU (or what
+    `ONCLOCK_TEST_DEVICE` names), no metrics port, a short measurement that is not kept. `ready=False` does not wait for
+    readiness, only for the ports. `expect_exit` is the exit code that the end must bring (None = any). `environment` is
+    added to this process's.
     """
     directories = [repository] if isinstance(repository, Path) else list(repository)
     arguments = [part for directory in directories for part in ("--model-repository", os.fspath(directory))]
     defaults = {
         "--grpc-port": "0",
         "--metrics-port": "off",
-        "--device": "cpu",
+        "--device": os.environ.get("ONCLOCK_TEST_DEVICE", "cpu"),
         "--profile-cache": "none",
         "--profile-budget-ms": "100",
     }

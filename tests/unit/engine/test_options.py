@@ -188,7 +188,7 @@ def test_cuda_options_land() -> None:
             arena_extend_strategy="0",
             do_copy_in_default_stream="1",
         )
-        + "optimization { cuda { graphs: true } execution_accelerators { gpu_execution_accelerator { name: 'cuda' "
+        + "optimization { execution_accelerators { gpu_execution_accelerator { name: 'cuda' "
         + "parameters { key: 'use_tf32' value: '0' } } } }"
     )
     (name, cuda), _ = plan_session(config(text, (1,)), GPU).providers
@@ -200,7 +200,6 @@ def test_cuda_options_land() -> None:
         "gpu_mem_limit": "1000000",
         "do_copy_in_default_stream": "1",
         "use_tf32": "0",
-        "enable_cuda_graph": "1",
     }
 
 
