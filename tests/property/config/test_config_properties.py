@@ -86,7 +86,7 @@ PIECES = [
     'input { name: "x" dims: [-1, 4] }',
     'input { name: "z" data_type: TYPE_FP32 }',
     'output { name: "y" label_filename: "labels.txt" }',
-    "optimization { cuda { graphs: true } graph { level: 1 } }",
+    "optimization { input_pinned_memory { enable: false } graph { level: 1 } }",
     'parameters { key: "latency_slo_ms" value { string_value: "7" } }',
     'parameters { key: "unbatched_inputs" value { string_value: "z" } }',
     'parameters { key: "batching" value { string_value: "on" } }',
