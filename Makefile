@@ -2,6 +2,7 @@
 #   make serve      serve the example models on 127.0.0.1:8001, metrics on :8002
 #   make classify   fetch EfficientNet-Lite0, serve it and name what is in a photograph
 #   make test       the whole test suite         make lint types   what CI checks besides
+#   make load       a load test against `make serve`; `make load SCENARIO=step` another one
 #   make sim        the scheduler in simulation  make bench        the benchmarks (Linux, two cores)
 
 PYTHON ?= python3
@@ -10,15 +11,17 @@ BIN := $(VENV)/bin
 REPOSITORY ?= models/examples
 # More flags for `make serve`, for example: make serve FLAGS="--grpc-port 9001"
 FLAGS ?=
+# See `python -m loadtests list`.
+SCENARIO ?= steady
 # More arguments for `make test`, for example: make test TESTS=tests/unit
 TESTS ?= tests
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve classify test lint format types sim bench protos lock clean
+.PHONY: help serve classify load test lint format types sim bench protos lock clean
 
 help:
-	@sed -n '2,6p' Makefile | sed 's/^# *//'
+	@sed -n '2,7p' Makefile | sed 's/^# *//'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -43,6 +46,9 @@ serve: $(VENV)/.server
 
 classify: $(VENV)/.dev
 	$(BIN)/python -m models.classify_demo
+
+load: $(VENV)/.dev
+	$(BIN)/python -m loadtests run $(SCENARIO) $(FLAGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(TESTS)
@@ -74,7 +80,7 @@ lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --quiet --no-strip-extras --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 	  pyproject.toml -o requirements/server.lock
 	$(BIN)/uv pip compile --quiet --no-strip-extras --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
-	  --extra dev --extra models pyproject.toml -o requirements/dev.lock
+	  --extra dev --extra loadtests --extra models pyproject.toml -o requirements/dev.lock
 
 clean:
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -69,7 +69,7 @@ def imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            if node.module in ("service", "service.pb"):
+            if node.module in ("loadtests", "service", "service.pb"):
                 yield from (f"{node.module}.{alias.name}" for alias in node.names)
             else:
                 yield node.module
@@ -118,3 +118,40 @@ def test_the_scheduler_needs_the_standard_library_only() -> None:
                 outside = imported.split(".")[0] not in STDLIB_FOR_PURE
                 allowed = imported.startswith((PURE, "service.batch", "service.clock", "service.errors"))
                 assert not outside or allowed, f"{name_of(path)} imports {imported}"
+
+
+# The load tests know the wire protocol, and for the curve of a sweep two pure functions.
+LOADTESTS = ROOT.parent / "loadtests"
+LOADTESTS_MAY = ("service.pb", "service.simulation.capacity", "service.simulation.optimum")
+# In this order: each imports only from those before it.
+LOADTESTS_ROWS = (
+    ("errors", "http2"),
+    ("pacer", "trace", "outcome", "scenario", "scrape", "search"),
+    ("connection", "records"),
+    ("model_info", "plan", "stats"),
+    ("payload", "verdict", "charts", "explain"),
+    ("worker", "report"),
+    ("run", "compare"),
+    ("live", "sweep"),
+    ("cli",),
+    ("__main__",),
+)
+LOADTESTS_HOMES = {
+    "grpc": {"model_info"}, "hpack": {"http2"}, "jinja2": {"report"}, "matplotlib": {"charts"}, "pyarrow": {"records"},
+    "pydantic": {"scenario", "explain"}, "prometheus_client": {"scrape"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(LOADTESTS.glob("*.py")), ids=lambda path: path.stem)
+def test_load_tests_know_only_the_protocol(path: Path) -> None:
+    """Nothing of the server but its messages; modules build on each other one way; libraries have one home."""
+    rows = {name: row for row, names in enumerate(LOADTESTS_ROWS) for name in names}
+    assert path.stem == "__init__" or path.stem in rows, f"{path.stem} has no row: add it to LOADTESTS_ROWS"
+    for imported in imports(path):
+        parts = imported.split(".")
+        if parts[0] == "service":
+            assert imported.startswith(LOADTESTS_MAY), f"{path.stem} imports {imported}"
+        elif parts[0] == "loadtests" and len(parts) > 1:
+            assert rows[parts[1]] < rows[path.stem], f"{path.stem} imports {imported}"
+        elif parts[0] in LOADTESTS_HOMES:
+            assert path.stem in LOADTESTS_HOMES[parts[0]], f"{path.stem} imports {imported}"

@@ -2,9 +2,9 @@
 
     python -m models.training.digits_svm [--repository models/examples]
 
-The same data and the same split as the network of `models.training.digits`. A kernel method: more accurate than the network,
-and a few hundred times more work for each digit, so that a laptop can be brought to its limit with it. The same versions of
-scikit-learn and skl2onnx give the same file byte for byte.
+The same data and the same split as the network of `models.training.digits`. A kernel method: more accurate than the
+network, and a few hundred times more work for each digit, so that a laptop can be brought to its limit with it. The
+same versions of scikit-learn and skl2onnx give the same file byte for byte.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class InferenceHandler:
         loads = []
         for model, (offered, refused) in self._seen.items():
             offered_now, refused_now = model.offered()
-            loads.append(ModelLoad(offered_now - offered, refused_now - refused))
+            loads.append(ModelLoad(offered_now - offered, refused_now - refused, model.priority_levels > 1))
         self._thinning.window(self._thinned, loads)
         if self._thinned and self._seen:
             for model, count in zip(self._seen, shares_of(self._thinned, loads), strict=True):

@@ -6,7 +6,8 @@ refuse most of what arrives, a share of the calls is refused at once, leaving `H
 served: enough to choose from, since the scheduler serves the newest requests it can.
 
 A call refused unseen could have been for any model. Therefore nothing is turned away unless every model that had
-requests lately is refusing a large share of them, and has as many rows waiting as its device took last.
+requests lately is refusing a large share of them, has as many rows waiting as its device took last, and knows no
+priorities.
 
 A value machine: it is told the time and what happened, and answers with a share between 0 and 1.
 """
@@ -38,10 +39,12 @@ STEP = 0.5
 
 @dataclass(slots=True)
 class ModelLoad:
-    """What became of one model's requests in a window: `arrived` of them, `refused` for want of time."""
+    """What became of one model's requests in a window: `arrived` of them, `refused` for want of time. `ranked`: they
+    have priorities, so that one unseen may be the one that must not be refused."""
 
     arrived: int
     refused: int
+    ranked: bool = False
 
 
 class Thinning:
@@ -59,7 +62,7 @@ class Thinning:
         kept = arrived - sum(load.refused for load in loads)
         wanted = 0.0
         least = STILL_OVERLOADED if self.share else OVERLOADED
-        if arrived and all(load.refused >= least * load.arrived for load in loads if load.arrived):
+        if arrived and all(load.refused >= least * load.arrived and not load.ranked for load in loads if load.arrived):
             wanted = max(0.0, 1.0 - HEADROOM * max(kept, 0) / (arrived + thinned))
         # Falling load ends the thinning at once; rising load is followed over a few windows.
         self.share = min(MAX_SHARE, wanted if wanted < self.share else self.share + STEP * (wanted - self.share))

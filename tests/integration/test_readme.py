@@ -105,9 +105,22 @@ def test_a_repository_of_ones_own(tmp_path: Path) -> None:
         assert (ready["model"], ready["slo_ms"]) == ("fraud", 20.0)
 
 
+def test_the_load_test(examples: RunningServer, tmp_path: Path) -> None:
+    """Both commands, shortened; a busy machine may make them void (3), nothing may make them wrong."""
+    make, search = commands(blocks()[6][1])
+    assert make == "make load"
+    where = ["--server", examples.address, "--metrics", "off", "--duration", "2s", "--warm-up", "0.5s"]
+    for words in (["run", "steady", *where, "--out", str(tmp_path)], [*shlex.split(search)[3:], *where]):
+        done = subprocess.run(
+            [str(BIN / "python"), "-m", "loadtests", *words], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode in (0, 1, 3), done.stderr
+    assert (tmp_path / "steady.html").exists()
+
+
 def test_the_other_targets_exist() -> None:
     """`make` knows every target that the README names."""
-    named = {command for block in (blocks()[0], blocks()[6]) for command in commands(block[1])}
+    named = {command for block in (blocks()[0], blocks()[7]) for command in commands(block[1])}
     text = (ROOT / "README.md").read_text()
     named |= {f"make {target}" for target in re.findall(r"`make ([a-z ]+)`", text)}
     assert named <= {"make serve", *LONG}

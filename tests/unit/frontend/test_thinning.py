@@ -20,6 +20,14 @@ def after(*windows: tuple[int, list[ModelLoad]]) -> Thinning:
     return thinning
 
 
+def test_a_model_with_priorities_is_not_thinned() -> None:
+    """A call that has not been read may be the urgent one."""
+    deep = [ModelLoad(1000, 900), ModelLoad(1000, 900, ranked=True)]
+    assert after((0, deep)).share == 0.0
+    assert after((0, deep[:1])).share > 0.0
+    assert after((0, [deep[0], ModelLoad(0, 0, ranked=True)])).share > 0.0
+
+
 def test_nothing_is_thinned_while_requests_are_served() -> None:
     """A model that refuses little keeps every call."""
     assert after((0, [ModelLoad(1000, 100)])).share == 0.0
