@@ -79,17 +79,8 @@ def page_of(run: Run, analysis: Analysis, verdicts: Sequence[Verdict]) -> Page:
         page.tables.append(
             Table(
                 "What counts as a pass",
-                ("of", "criterion", "bound", "measured", ""),
-                [
-                    (
-                        v.subject,
-                        v.criterion,
-                        v.bound,
-                        v.measured,
-                        {"text": "met", "kind": "ok"} if v.passed else {"text": "missed", "kind": "no"},
-                    )
-                    for v in verdicts
-                ],
+                ("", "of", "criterion", "measured", "bound"),
+                [(_met(v), v.subject, v.criterion, v.measured, v.bound) for v in verdicts],
                 first=True,
                 texts=True,
             )
@@ -171,6 +162,10 @@ def number(value: float | None, unit: str = "") -> str:
     size = abs(value)
     text = f"{value:,.0f}" if size >= 100 or value == int(value) else f"{value:.3g}"
     return f"{text} {unit}".strip()
+
+
+def _met(verdict: Verdict) -> dict[str, str]:
+    return {"text": "met", "kind": "ok"} if verdict.passed else {"text": "missed", "kind": "no"}
 
 
 def _banner(kind: str, analysis: Analysis, verdicts: Sequence[Verdict]) -> dict[str, Any]:

@@ -323,7 +323,7 @@ class TlsSettings(_Part):
 class Scenario(_Part):
     """A whole load test. `server`, `metrics` and the counts of workers can be given on the command line instead."""
 
-    name: str = Field(pattern=r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     description: str = ""
     server: str = "127.0.0.1:8001"
     metrics: str | None = None  # URL of the server's metrics, scraped during the run

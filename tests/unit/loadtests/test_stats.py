@@ -91,7 +91,7 @@ def test_recovery() -> None:
     run = run_of(records(bad + good), duration_s=40.0)
     assert recovery_s(run, 10.0, 0.99) == pytest.approx(1.3 - 0.28, abs=0.02)  # 28 bad ones are 1 % of the rest
     assert recovery_s(run, 10.0, 1.0) == pytest.approx(1.3)
-    assert recovery_s(run, 39.99, 0.99) is None  # nothing was sent later
+    assert recovery_s(run, 39.995, 0.99) is None  # nothing was sent later
     never = run_of(records([(i / 10, 14 if i % 10 == 0 else 0, 1.0) for i in range(100)]))
     assert recovery_s(never, 0.0, 0.99) is None
 
