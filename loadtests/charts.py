@@ -28,6 +28,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
 )  # fmt: skip
 INK, GRID = "#2b2f36", "#e6e8ec"
 SIZE = (5.4, 3.1)
+CURVE_SIZE = (5.4, 3.7)
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -245,7 +246,7 @@ def server_charts(run: Run) -> list[Chart]:
 def goodput_curve(curves: Sequence[Curve], slo_ms: float) -> Chart:
     """Answered in time against offered, with bounds as lines."""
     with rc_context(STYLE):
-        figure, axes = _axes("offered, requests/s", f"answered within {slo_ms:g} ms, requests/s", (7.2, 4.2))
+        figure, axes = _axes("offered, requests/s", f"answered within {slo_ms:g} ms, requests/s", CURVE_SIZE)
         colours = iter((BLUE, ORANGE, PURPLE, RED))
         most = max(max(curve.offered) for curve in curves)
         for curve in curves:
@@ -273,7 +274,7 @@ def shares_curve(offered: Sequence[float], parts: Sequence[tuple[str, Sequence[f
     """What became of the requests at each offered rate."""
     colours = {"in time": GREEN, "late": ORANGE, "refused": SKY, "expired": PURPLE, "error": RED}
     with rc_context(STYLE):
-        figure, axes = _axes("offered, requests/s", "share of requests", (7.2, 3.2))
+        figure, axes = _axes("offered, requests/s", "share of requests", CURVE_SIZE)
         positions = np.arange(len(offered))
         base = np.zeros(len(offered))
         for label, values in parts:

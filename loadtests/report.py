@@ -45,7 +45,6 @@ class Page:
     tiles: list[dict[str, str]] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
-    wide: bool = False
     notes: list[str] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     scenario: str = ""

@@ -199,7 +199,6 @@ def page_of(sweep: Sweep, others: Sequence[Sweep] = ()) -> Page:
         description=f"Requests of one row, to be answered within {sweep.slo_s * 1e3:g} ms, at "
         f"{sweep.points[0].load:g} to {sweep.points[-1].load:g} times the capacity of {sweep.capacity:,.0f}/s.",
         charts=[charts.goodput_curve(curves, sweep.slo_s * 1e3), charts.shares_curve(offered, parts)],
-        wide=True,
     )
     best, lines = 0.0, []
     for p in sweep.points:

@@ -43,7 +43,7 @@ from service.pb import grpc_service_pb2 as pb
 
 NS = 1_000_000_000
 # Requests sent before answers are looked at again: a burst must not make answers look late.
-SEND_BATCH = 32
+SEND_BATCH = 8
 # The loop looks at timers at least this often.
 MAX_WAIT_S = 0.05
 # How often opening a broken connection again is tried, seconds.

@@ -60,7 +60,7 @@ def examples() -> Iterator[RunningServer]:
 def test_the_blocks_are_those_tested_here() -> None:
     """A new block, or one in another place, needs a test."""
     kinds = [language or text.splitlines()[0] for language, text in blocks()]
-    assert kinds == ["sh", "sh", "python", "models/", "# config.pbtxt", "sh", "sh"]
+    assert kinds == ["sh", "sh", "python", "models/", "# config.pbtxt", "sh", "sh", "sh"]
 
 
 def test_make_serve_serves_the_examples() -> None:
