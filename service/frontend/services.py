@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pool
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from service.frontend.control import Control
@@ -80,6 +81,26 @@ def _not_offered(method: Any) -> grpc.RpcMethodHandler:
     return grpc.unary_unary_rpc_method_handler(refuse)
 
 
+class _Symbols:
+    """The default descriptor pool, which also finds methods: the reflection protocol lets clients (ghz, for one) ask
+    for `package.Service.Method`, and protobuf's pool knows services only."""
+
+    def __init__(self) -> None:
+        self._pool: Any = descriptor_pool.Default()
+
+    def FindFileContainingSymbol(self, name: str) -> Any:  # noqa: N802 - the pool's name
+        try:
+            return self._pool.FindFileContainingSymbol(name)
+        except KeyError:
+            service, _, method = name.rpartition(".")
+            if method not in self._pool.FindServiceByName(service).methods_by_name:
+                raise
+            return self._pool.FindFileContainingSymbol(service)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+
 def _register_reflection(server: grpc.Server, streams: ThreadPoolExecutor) -> None:
     class Reflection(reflection.ReflectionServicer):  # type: ignore[misc]
         """Reflection with threads of its own: a client that holds its stream open holds none of the control plane's."""
@@ -89,4 +110,4 @@ def _register_reflection(server: grpc.Server, streams: ThreadPoolExecutor) -> No
 
     Reflection.ServerReflectionInfo.experimental_thread_pool = streams  # type: ignore[attr-defined]
     names = (SERVICE_NAME, HEALTH_SERVICE, reflection.SERVICE_NAME)
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(names), server)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(names, _Symbols()), server)

@@ -392,6 +392,16 @@ def reflected(server: RunningServer, *questions: Any) -> Sequence[Any]:
     return list(stub.ServerReflectionInfo(iter(questions), timeout=TIMEOUT_S))
 
 
+def test_reflection_finds_methods(server: RunningServer) -> None:
+    """As the file of their service; one that does not exist is not found."""
+    Request = reflection_pb2.ServerReflectionRequest  # noqa: N806
+    names = (SERVICE, f"{SERVICE}.ModelInfer", f"{SERVICE}.Nothing", "no.Such.Service")
+    service, method, *missing = reflected(server, *(Request(file_containing_symbol=name) for name in names))
+    assert method.file_descriptor_response.file_descriptor_proto
+    assert method.file_descriptor_response == service.file_descriptor_response
+    assert [answer.error_response.error_code for answer in missing] == [StatusCode.NOT_FOUND.value[0]] * 2
+
+
 def test_reflection_lists_services_and_describes_them(server: RunningServer) -> None:
     """grpcurl finds the protocol without its files."""
     ask = reflection_pb2.ServerReflectionRequest
