@@ -81,6 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     run = _command(commands, "run", _run, "run a scenario; report; exit non-zero when a criterion is missed")
     _scenario_arguments(run)
+    run.add_argument(
+        "--retry-void", type=int, default=0, metavar="N", help="run again, up to N times, when the client was late"
+    )
     _output_arguments(run)
 
     made = _command(commands, "report", _report, "make the page of a run again, from its records")
@@ -172,12 +175,18 @@ def _ready(scenario: Scenario, live: Live) -> tuple[Prepared, float | None]:
 
 
 def _run(given: argparse.Namespace) -> int:
+    if given.retry_void < 0:
+        raise ScenarioError("--retry-void needs 0 or more")
     scenario = _chosen(given)
     live = Live(given.quiet)
     prepared, capacity = _ready(scenario, live)
-    with live.stage(scenario.name, scenario.total_s) as watch:
-        run = execute(prepared, capacity, watch)
-    analysis = analyse(run)
+    for left in range(given.retry_void, -1, -1):
+        with live.stage(scenario.name, scenario.total_s) as watch:
+            run = execute(prepared, capacity, watch)
+        analysis = analyse(run)
+        if not analysis.void or not left:
+            break
+        live.say(f"void, once more: {analysis.void[0]}")
     verdicts = verdict.judge(run, scenario, analysis)
     path = given.out / f"{scenario.name}.parquet"
     records.save(run, path)
