@@ -227,19 +227,21 @@ class StopSignal:
     """SIGTERM and SIGINT as something to wait for.
 
     A handler runs between two instructions of the main thread, perhaps while that thread holds the lock of whatever it
-    waits on: setting a `threading.Event` there can deadlock. A flag and a byte in a pipe need no lock.
+    waits on: setting a `threading.Event` there can deadlock. A flag needs no lock. Nor may the handler be what ends the
+    wait: a signal that comes between the last instruction and the system call that waits has no handler run for it
+    until that call returns. So the interpreter itself writes a byte into a pipe, at the moment the signal comes.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
     def _handle(self, _number: int, _frame: object) -> None:
-        if not self.requested:
-            self.requested = True
-            os.write(self._write, b"x")
+        self.requested = True
 
     def is_set(self) -> bool:
         """Whether a signal has come."""
@@ -247,7 +249,8 @@ class StopSignal:
 
     def wait(self) -> None:
         """Return when a signal has come, or at once when one has."""
-        os.read(self._read, 1)
+        while not self.requested:
+            os.read(self._read, 1)
 
 
 def run(settings: Settings, progress: LoadProgress) -> int:
