@@ -33,6 +33,12 @@ FULL_WEIGHT_ROWS = 8  # a batch smaller than this says less about the late share
 BUCKET_STEP = 0.05  # weight of one batch in the correction of its bucket
 BUCKET_SAMPLES = 20  # before that a bucket is not corrected
 BUCKET_LOW, BUCKET_HIGH = 0.8, 1.2
+# A batch this short (nanoseconds) says nothing about those that are longer: what delays it is the wait for a core or
+# for the interpreter, which does not grow with the rows. Such buckets learn for themselves and leave scale and
+# quantile alone: times a hundred for batches of 30 us is not times a hundred for batches of 3 ms. Where all are
+# short, none is.
+MICRO_NS = 200_000
+MICRO_STEP = 0.15  # weight of one batch in what a short bucket is believed to take
 COLD_SAMPLES = 5  # first runs are slow, never fast: until then the least counts
 MAX_SHAPES = 256  # shapes remembered that were not profiled: clients choose shapes, so there must be a bound
 PEAK_SHARE = 0.95  # of the peak rows per second, for batches without a deadline
@@ -71,9 +77,16 @@ class Curve:
         """Whether a ratio against this bucket says something about the speed of the device."""
         return self.profiled or self._samples[index] >= COLD_SAMPLES
 
+    def micro(self, index: int) -> bool:
+        """Whether this bucket was profiled and is too short to tell how long the longest will take."""
+        return self.profiled and 0.0 < self._base[index] < MICRO_NS <= self._base[-1]
+
     def learn(self, index: int, ns: float) -> None:
         """Take in one run of bucket `index` that would have taken `ns` at scale 1."""
         self._samples[index] += 1
+        if self.micro(index):
+            self._learn_micro(index, ns)
+            return
         if not self.profiled:
             self._learn_point(index, ns)
             return
@@ -84,10 +97,17 @@ class Curve:
         if self._samples[index] >= BUCKET_SAMPLES:
             self._apply_corrections(index)
 
+    def _learn_micro(self, index: int, ns: float) -> None:
+        old = self._base[index] * self._correction[index]
+        new = old + MICRO_STEP * (min(max(ns, RATIO_LOW * old), max(RATIO_HIGH * old, MICRO_NS)) - old)
+        # Never below the profile by more than any other bucket.
+        self._correction[index] = max(BUCKET_LOW, new / self._base[index])
+        self._apply_corrections(index)
+
     def _apply_corrections(self, first: int) -> None:
         least = self.ns[first - 1] if first else 0.0
         for index in range(first, len(self.ns)):
-            corrected = self._samples[index] >= BUCKET_SAMPLES
+            corrected = self._samples[index] >= BUCKET_SAMPLES or self.micro(index)
             value = max(least, self._base[index] * (self._correction[index] if corrected else 1.0))
             if index > first and value == self.ns[index]:
                 return
@@ -193,8 +213,9 @@ class LatencyModel:
         at_scale_one = actual_ns / self.scale
         if expected_ns and curve.settled(index):
             ratio = actual_ns / expected_ns
-            self._ratios.append(ratio)
-            self.scale *= 1.0 + SCALE_STEP * (min(max(ratio, RATIO_LOW), RATIO_HIGH) - 1.0)
+            if not curve.micro(index):
+                self._ratios.append(ratio)
+                self.scale *= 1.0 + SCALE_STEP * (min(max(ratio, RATIO_LOW), RATIO_HIGH) - 1.0)
         curve.learn(index, at_scale_one)
         self._batches += 1
         if self._batches % REFRESH == 0 and len(self._ratios) >= MIN_RATIOS:

@@ -3,7 +3,8 @@
     python -m tests.support.delay_server
 
 It prints its port. Model `delay` takes `u` FP32 [N, 1] in [0, 1) and answers after `delay_s(u)` seconds; `/test/Stall`
-blocks the whole server for two seconds and answers with when that began and ended (ns, monotonic clock). `refuse` is
+blocks the whole server for two seconds, `/test/Answered` tells what was answered since it was last asked, and when (ns,
+monotonic clock, as is all of it): that is the truth. `refuse` is
 UNAVAILABLE at once, `hang` never answers, `broken` is INTERNAL, and `ModelStreamInfer` answers each message at once.
 """
 
@@ -26,6 +27,8 @@ SERVICE = "inference.GRPCInferenceService"
 STALL_S = 2.0
 # Lognormal: median 200 ms, p99 640 ms. Long beside what the machine adds, which is a millisecond or two.
 MEDIAN_S, SIGMA = 0.200, 0.5
+# What was answered and when, ns of the monotonic clock.
+ANSWERED: list[tuple[float, int]] = []
 MODELS = ("delay", "refuse", "hang", "broken", "text")
 
 
@@ -44,6 +47,7 @@ async def infer(request: Any, context: Any) -> Any:
     if request.model_name == "delay":
         (u,) = struct.unpack_from("<f", request.raw_input_contents[0])
         await asyncio.sleep(delay_s(u))
+        ANSWERED.append((u, time.monotonic_ns()))
     return pb.ModelInferResponse(model_name=request.model_name, id=request.id)
 
 
@@ -77,6 +81,12 @@ async def stall(request: bytes, context: Any) -> bytes:
     return struct.pack("<qq", begin, time.monotonic_ns())
 
 
+async def answered(request: bytes, context: Any) -> bytes:
+    packed = b"".join(struct.pack("<fq", u, at) for u, at in ANSWERED)
+    ANSWERED.clear()
+    return packed
+
+
 async def serve(credentials: Any = None) -> None:
     def unary(function: Any, kind: Any) -> Any:
         return grpc.unary_unary_rpc_method_handler(
@@ -97,7 +107,13 @@ async def serve(credentials: Any = None) -> None:
         ),
     }
     handlers = grpc.method_handlers_generic_handler(SERVICE, methods)
-    stalls = grpc.method_handlers_generic_handler("test", {"Stall": grpc.unary_unary_rpc_method_handler(stall)})
+    stalls = grpc.method_handlers_generic_handler(
+        "test",
+        {
+            "Stall": grpc.unary_unary_rpc_method_handler(stall),
+            "Answered": grpc.unary_unary_rpc_method_handler(answered),
+        },
+    )
     server.add_generic_rpc_handlers((handlers, stalls))
     if credentials is None:
         port = server.add_insecure_port("127.0.0.1:0")

@@ -215,3 +215,22 @@ def test_isotonic() -> None:
 def test_an_empty_profile_is_no_profile() -> None:
     """A shape with an empty table counts as never profiled."""
     assert LatencyModel({(): {}}, bucket_ladder(8)).estimate((), 8) == 0
+
+
+def test_short_batches_do_not_tell_the_speed_of_the_device() -> None:
+    """What delays a batch of 30 us a hundredfold, the wait for a core, does not delay one of 3 ms a hundredfold."""
+    model = LatencyModel({"s": {1: 30_000, 64: 90_000, 4096: 3_000_000}}, (1, 64, 4096))
+    for _ in range(500):
+        model.observe("s", 1, 3_000_000)
+    # It is learned where it was seen, and at least that holds for larger ones ...
+    assert model.estimate("s", 1) == pytest.approx(3_000_000, rel=0.15)
+    assert 3_000_000 <= model.estimate("s", 4096) <= 4_000_000
+    # ... and forgotten when it is over.
+    for _ in range(200):
+        model.observe("s", 1, 30_000)
+    assert model.estimate("s", 1) < 60_000
+    # Long batches tell it, and it holds for all sizes.
+    for _ in range(100):
+        model.observe("s", 4096, 6_000_000)
+    assert model.estimate("s", 4096) == pytest.approx(6_000_000, rel=0.15)
+    assert model.scale > 1.5
