@@ -98,8 +98,8 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
     {
         "latency_slo_ms": Parameter(
             "milliseconds above 0, at most an hour",
-            "The promise: an answer leaves at most so long after its request came. Unset: no promise, and nothing is "
-            "refused for being late.",
+            "The promise: an answer is with the client at most so long after its request was sent. 1 % of it, at most "
+            "0.5 ms, is left for the way. Unset: no promise, and nothing is refused for being late.",
             _milliseconds(0.0),
             ours=True,
         ),

@@ -48,7 +48,8 @@ class QueuePolicy:
     requests (0 = most goodput, 0.8 = most refusals happen on arrival). `late_policy`: "best_effort" keeps doomed
     requests to fill padding and idle devices. `max_queue_delay_ns` and `preferred_rows` wait for company, only
     without an SLO. `max_queue_ns` bounds the predicted wait of requests without a deadline; `max_queue_rows` bounds
-    the queue absolutely (0 = 64 batches, at least 4096). Raises `ValueError` when the values contradict each other.
+    the queue absolutely (0 = 64 batches, at least 4096). `delivery_ns` of the objective are left for the way between
+    client and server. Raises `ValueError` when the values contradict each other.
     """
 
     name: str
@@ -67,6 +68,7 @@ class QueuePolicy:
     default_priority: int = 1
     priorities: Mapping[int, PriorityPolicy] = field(default_factory=dict)
     joins: bool = True
+    delivery_ns: int = 0
 
     def __post_init__(self) -> None:
         if not self.devices:
@@ -86,6 +88,8 @@ class QueuePolicy:
             raise ValueError(f"model '{self.name}': slo_ns is {self.slo_ns}, expected > 0 or None")
         if self.max_concurrent < 1:
             raise ValueError(f"model '{self.name}': max_concurrent is {self.max_concurrent}, expected >= 1")
+        if self.delivery_ns and not 0 < self.delivery_ns < (self.slo_ns or 0):
+            raise ValueError(f"model '{self.name}': delivery_ns is {self.delivery_ns}, expected less than slo_ns")
         if not 0.0 <= self.shed_eagerness <= 1.0:
             raise ValueError(f"model '{self.name}': shed_eagerness is {self.shed_eagerness}, expected 0..1")
         if self.max_queue_rows <= 0:
@@ -105,7 +109,8 @@ class QueuePolicy:
         """The one absolute deadline of a request: the sooner of the objective, the level's timeout and what the
         client states (`timeout_ns` its request parameter, 0 = none; `client_deadline_ns` its gRPC deadline).
 
-        As in Triton a request's timeout counts only where the level allows it to override, and only to shorten.
+        As in Triton a request's timeout counts only where the level allows it to override, and only to shorten. The
+        objective is to hold where the client measures, so `delivery_ns` of it are left for the way.
         """
         level = self.level(self.default_priority if priority is None else priority)
         limit_ns = level.default_timeout_ns
@@ -115,7 +120,7 @@ class QueuePolicy:
         if limit_ns:
             deadline_ns = min(deadline_ns, arrival_ns + limit_ns)
         if self.slo_ns is not None:
-            deadline_ns = min(deadline_ns, arrival_ns + self.slo_ns)
+            deadline_ns = min(deadline_ns, arrival_ns + self.slo_ns - self.delivery_ns)
         return deadline_ns
 
 

@@ -73,7 +73,16 @@ def test_with_an_objective_the_estimate_decides() -> None:
     config = replace(CONFIG, objective=Objective(slo_ns=10 * NS_PER_MS))
     policy, notes = queue_policy(config, [CPU], 1, measured({1: 1, 8: 9}, complete=False))
     assert (policy.max_batch_rows, policy.slo_ns, notes) == (64, 10 * NS_PER_MS, [])
-    assert policy.deadline_ns(100) == 100 + 10 * NS_PER_MS
+    assert policy.deadline_ns(100) == 100 + 9.9 * NS_PER_MS
+
+
+def test_the_way_to_the_client_is_left_out_of_the_objective() -> None:
+    """A percent, and never more than half a millisecond."""
+    for slo_ms, left_ms in ((1, 0.99), (20, 19.8), (50, 49.5), (2_000, 1_999.5)):
+        config = replace(CONFIG, objective=Objective(slo_ns=slo_ms * NS_PER_MS))
+        policy, _ = queue_policy(config, [CPU], 1, None)
+        assert policy.deadline_ns(0) == left_ms * NS_PER_MS
+        assert policy.slo_ns == slo_ms * NS_PER_MS
 
 
 def test_an_objective_that_cannot_be_kept_is_said() -> None:
