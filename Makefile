@@ -18,7 +18,7 @@ TESTS ?= tests
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve classify load test lint format types sim bench protos lock clean
+.PHONY: help serve classify load test lint format types sim bench bench-gpu protos lock clean
 
 help:
 	@sed -n '2,7p' Makefile | sed 's/^# *//'
@@ -70,6 +70,9 @@ sim: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run
+
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.run_gpu
 
 protos: $(VENV)/.dev
 	PATH="$(abspath $(BIN)):$$PATH" protos/generate.sh

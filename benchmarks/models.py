@@ -9,6 +9,8 @@ and reused.
     identity    3x224x224 to itself: large both ways, as the echo answers
     average     3x224x224 to 3 channel means: a large input with a small answer, as image models have
     resnet      residual conv net 3x224x224 to 1000, one basic block per stage
+    resnet50    the same with bottlenecks, 3, 4, 6 and 3 of them: as large as what people serve
+    resnet50_fp16  with weights and activations in half precision, input and output in single
     cheap       MLP 4096-4096-4096-64, 130 MiB of weights
     heavy       eight layers 4096-4096, 512 MiB of weights
 """
@@ -44,7 +46,8 @@ class BenchmarkModel:
 class _Graph:
     """Collects nodes and initialisers; every method returns the name of its output."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, precision: int = TensorProto.FLOAT) -> None:
+        self.precision = precision
         self.random = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
@@ -53,7 +56,8 @@ class _Graph:
         """Normal weights scaled by 1/sqrt(fan_in), so that activations neither vanish nor overflow (no denormals)."""
         values: Floats = self.random.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(fan_in))
         name = f"w{len(self.weights)}"
-        self.weights.append(helper.make_tensor(name, TensorProto.FLOAT, shape, values.tobytes(), raw=True))
+        raw = values.astype(helper.tensor_dtype_to_np_dtype(self.precision)).tobytes()
+        self.weights.append(helper.make_tensor(name, self.precision, shape, raw, raw=True))
         return name
 
     def node(self, kind: str, *inputs: str, output: str | None = None, **attributes: object) -> str:
@@ -123,6 +127,35 @@ def residual_net() -> onnx.ModelProto:
     return graph.model((3, 224, 224), (1000,))
 
 
+def bottleneck_net(precision: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """ResNet-50's shape (He et al. 2015, table 1): 3, 4, 6 and 3 bottlenecks, 64 to 512 channels and four times those.
+
+    Random weights, without the normalisation that would be folded into the convolutions anyway. `precision` FLOAT16:
+    everything between input and output is computed in it.
+    """
+    graph = _Graph(seed=5, precision=precision)
+    half = precision != TensorProto.FLOAT
+    x = graph.node("Cast", "x", to=precision) if half else "x"
+    x = graph.node("Relu", graph.conv(x, 3, 64, kernel=7, stride=2))
+    x = graph.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    channels_in = 64
+    for stage, (channels, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
+        for block in range(blocks):
+            stride = 2 if stage and not block else 1
+            body = graph.node("Relu", graph.conv(x, channels_in, channels, kernel=1))
+            body = graph.node("Relu", graph.conv(body, channels, channels, kernel=3, stride=stride))
+            body = graph.conv(body, channels, 4 * channels, kernel=1)
+            skip = x if block else graph.conv(x, channels_in, 4 * channels, kernel=1, stride=stride)
+            x = graph.node("Relu", graph.node("Add", body, skip))
+            channels_in = 4 * channels
+    x = graph.node("Flatten", graph.node("GlobalAveragePool", x))
+    weights = graph.weight(2048, 1000, fan_in=2048), graph.weight(1000, fan_in=2048)
+    y = graph.node("Gemm", x, *weights, output=None if half else "y")
+    if half:
+        graph.node("Cast", y, output="y", to=TensorProto.FLOAT)
+    return graph.model((3, 224, 224), (1000,))
+
+
 MODELS: dict[str, BenchmarkModel] = {
     model.name: model
     for model in (
@@ -130,6 +163,8 @@ MODELS: dict[str, BenchmarkModel] = {
         BenchmarkModel("identity", (3, 224, 224), 8, identity),
         BenchmarkModel("average", (3, 224, 224), 8, average),
         BenchmarkModel("resnet", (3, 224, 224), 16, residual_net),
+        BenchmarkModel("resnet50", (3, 224, 224), 64, bottleneck_net),
+        BenchmarkModel("resnet50_fp16", (3, 224, 224), 64, lambda: bottleneck_net(TensorProto.FLOAT16)),
         BenchmarkModel("cheap", (4096,), 64, lambda: dense_stack(4096, 4096, 4096, 64)),
         BenchmarkModel("heavy", (4096,), 64, lambda: dense_stack(*[4096] * 9)),
     )

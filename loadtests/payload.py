@@ -187,7 +187,7 @@ def _samples(entry: Entry, info: ModelInfo) -> Samples:
         except Exception as error:
             # Whatever the user's own function raises: say for which file, keep the cause.
             raise LoadTestError(
-                f"load entry '{entry.title}': {payload.preprocess} failed on {item!s:.80}: {error}"
+                f"load entry '{entry.title}': {payload.preprocess} failed on {item!s:.200}: {error}"
             ) from error
     return _checked(entry, info, made)
 

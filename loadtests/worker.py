@@ -1,8 +1,8 @@
 """A worker: one process that sends its share of the plan on time and writes down what came of it.
 
-One thread, one loop: send what is due, then wait until the next is due or something arrives. Nothing is allocated or
-decided in the loop that could be beforehand, the collector is off, and times are plain integers: at 5,000 requests a
-second there are 200 us for each.
+One thread, one loop: send what is due, then wait until the next is due or something arrives. Answers that arrive
+together do not hold up what becomes due while they are taken in. Nothing is allocated or decided in the loop that could
+be beforehand, the collector is off, and times are plain integers: at 5,000 requests a second there are 200 us for each.
 """
 
 from __future__ import annotations
@@ -195,6 +195,8 @@ class _Worker:
         self._messages: dict[int, list[str]] = {}
         self._open = 0
         self._reconnect_ns = 0
+        # Open loop: the next request to be sent, and how many there are.
+        self._position = self._count = 0
 
     # ---------------------------------------------------------------- set-up
 
@@ -245,20 +247,14 @@ class _Worker:
 
     def _run_open(self) -> None:
         clock, start, intended = time.monotonic_ns, self._start, self._intended
-        position, count = 0, len(self._intended)
+        self._count = count = len(intended)
         end_ns = self._job.plan.end_ns
         while True:
             now = clock() - start
-            if position < count and intended[position] <= now:
-                last = min(position + SEND_BATCH, count)
-                first = position
-                while position < last and intended[position] <= now:
-                    self._send(position)
-                    position += 1
-                self._flush(clock() - start)
-                self._stamp(first, position, clock() - start)
+            self._send_due(now)
             if self._timers and self._timers[0][0] <= now:
                 self._fire(now)
+            position = self._position
             if position >= count and not self._open:
                 return
             if now >= end_ns + self._job.drain_ns:
@@ -266,6 +262,18 @@ class _Worker:
                 return
             due = intended[position] if position < count else end_ns + self._job.drain_ns
             self._turn(now, due)
+
+    def _send_due(self, now: int) -> None:
+        """Send what is due at `now`, at most `SEND_BATCH` requests."""
+        first = position = self._position
+        last = min(first + SEND_BATCH, self._count)
+        while position < last and self._intended[position] <= now:
+            self._send(position)
+            position += 1
+        if position > first:
+            self._position = position
+            self._flush(time.monotonic_ns() - self._start)
+            self._stamp(first, position, time.monotonic_ns() - self._start)
 
     def _run_closed(self) -> None:
         clock, start = time.monotonic_ns, self._start
@@ -310,6 +318,8 @@ class _Worker:
             for connection in readable:
                 for event in connection.read(heard):
                     self._heard(connection, event, heard)
+                    if self._position < self._count:
+                        self._send_due(time.monotonic_ns() - self._start)
         for connection in self._connections:
             if connection.gone or (connection.http2.closing and not connection.http2.in_flight):
                 self._replace(connection, now)

@@ -8,7 +8,7 @@ A request passes five steps; each raises only its own errors:
     admit      DeadlineUnreachable, Overloaded, QueueFull,   the promise cannot be kept
                Draining
     wait       Expired, Cancelled                            the promise can no longer be kept
-    run        ExecutionFailed, OutOfMemory                  the model or the device failed
+    run        ExecutionFailed, OutOfMemory, DeviceFailed    the model or the device failed
 
 Loading a model raises `ModelLoadError`, or `ConfigError` when the model's configuration is at fault. The errors know
 nothing of gRPC: `service/frontend/status.py` maps each class to a status code, in one table.
@@ -117,6 +117,12 @@ class OutOfMemory(ServiceError):
     """The device has too little memory to run this request, even alone."""
 
     reason = "out_of_memory"
+
+
+class DeviceFailed(ServiceError):
+    """The device is broken for good, or hangs: nothing more runs on it in this process. Another replica may answer."""
+
+    reason = "device_failed"
 
 
 class ModelLoadError(Exception):

@@ -2,7 +2,7 @@
 
 `submit` queues a request or answers it at once with the reason why not. A worker then hands the batch it rides in to
 `execute`, which merges, runs, answers every request and leaves one `BatchRecord`. A batch that fails is run again in
-halves until only what fails by itself is left: a poisoned request fails alone.
+halves until only what fails by itself is left: a poisoned request fails alone. A broken device is not tried again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from service.config.model import ModelConfig
 from service.engine.buffers import batch_output
 from service.engine.pool import Executed, Instance, SessionPool
 from service.engine.runtime import Runtime
-from service.errors import Draining, ExecutionFailed, ModelNotReady, OutOfMemory, Overloaded, ServiceError
+from service.errors import (
+    DeviceFailed,
+    Draining,
+    ExecutionFailed,
+    ModelNotReady,
+    OutOfMemory,
+    Overloaded,
+    ServiceError,
+)
 from service.logs import IncidentLimiter
 from service.metrics import ModelMetrics, ModelShard, ModelState
 from service.request import BatchOutput, InferenceRequest, OutputPart, ShapeClass, halves, refusal_error
@@ -99,6 +107,7 @@ class Model:
             scale=self.latency.scale,
             quantile=self.latency.quantile,
             prediction_cv=self.latency.prediction_cv,
+            batch_rows_limit=self.queue.least_cap_rows,
         )
 
     # ---------------------------------------------------------------- the way in
@@ -171,8 +180,13 @@ class Model:
         segments = dispatch.segments
         try:
             executed = instance.run(segments, dispatch.rows, dispatch.bucket)
+        except DeviceFailed as error:
+            self._device_failed(dispatch, segments, error)
+            return None, 0
         except ServiceError as error:
             self._retry_split(dispatch, segments, instance, error)
+            return None, 0
+        if not self._begin_answering(dispatch):
             return None, 0
         answered = self._answer(segments, executed.outputs)
         done_ns = now_ns()
@@ -220,6 +234,12 @@ class Model:
         finally:
             responder.flush()
         return answered
+
+    def _begin_answering(self, dispatch: Dispatch) -> bool:
+        """Whether the requests of a batch are still to be answered by who has run it."""
+        with self._claiming:
+            dispatch.answering = not dispatch.abandoned
+            return dispatch.answering
 
     def _collect(self, request: InferenceRequest, segment: Segment, outputs: list[BatchOutput], first_row: int) -> bool:
         """Keep the rows of one chunk of a request run in parts; answer it when all chunks are there."""
@@ -274,13 +294,19 @@ class Model:
             rows = sum(segment.rows for segment in half)
             try:
                 executed = instance.run(half, rows, rows)
+            except DeviceFailed as device_error:
+                self._device_failed(dispatch, half, device_error)
             except ServiceError as half_error:
                 self._retry_split(dispatch, half, instance, half_error)
             else:
                 self._record_retry(dispatch, half, rows, executed)
 
     def _record_retry(self, dispatch: Dispatch, half: Sequence[Segment], rows: int, executed: Executed) -> None:
+        if not self._begin_answering(dispatch):
+            return
         answered = self._answer(half, executed.outputs)
+        # From here to the next answer the watchdog may give the rest up again.
+        dispatch.answering = False
         record = BatchRecord(
             dispatch.slot.device,
             rows,
@@ -295,6 +321,22 @@ class Model:
             dispatch.slack_ns,
         )
         self._shard().record_batch(record, answered)
+
+    def abandon(self, dispatch: Dispatch, error: DeviceFailed) -> None:
+        """Answer the requests of a batch that hangs; whatever comes of it later is dropped."""
+        with self._claiming:
+            if dispatch.answering:
+                return
+            dispatch.abandoned = True
+        self._incident("a batch hangs", rows=dispatch.rows, device=dispatch.slot.device)
+        for segment in dispatch.segments:
+            self._give_up(segment, error)
+
+    def _device_failed(self, dispatch: Dispatch, segments: Sequence[Segment], error: DeviceFailed) -> None:
+        """The device is broken: nothing is tried again there, and the runtime is told."""
+        for segment in segments:
+            self._give_up(segment, error)
+        self._runtime.device_failed(dispatch.slot.device, str(error))
 
     def _give_up(self, segment: Segment, error: ServiceError) -> None:
         """Fail the request of a segment, unless it has its answer; its other parts are of no use any more."""
@@ -337,13 +379,15 @@ class Model:
         """Whether no request waits or runs."""
         return self._runtime.idle(self.queue)
 
-    def close(self) -> None:
-        """Accept nothing new and hand back what is queued; running batches finish."""
+    def close(self, error: ServiceError | None = None) -> None:
+        """Accept nothing new and answer what is queued with `error` (unset: the model unloads); running batches
+        finish."""
         self._open = False
         for request in self._runtime.remove(self.queue):
             assert isinstance(request, InferenceRequest)
             if self._claim(request):
-                self._fail(request, Draining(f"model '{self.name}' version {self.version} is unloading", NS_PER_MS))
+                unloading = Draining(f"model '{self.name}' version {self.version} is unloading", NS_PER_MS)
+                self._fail(request, _with_model(self, error) if error is not None else unloading)
 
 
 def refuse_all(refusals: Sequence[Refusal]) -> None:
@@ -360,4 +404,5 @@ def refuse_all(refusals: Sequence[Refusal]) -> None:
 def _with_model(model: Model, error: ServiceError) -> ServiceError:
     """The engine's error, naming the model."""
     message = f"model '{model.name}' version {model.version} failed on this request: {error}"
-    return OutOfMemory(message) if isinstance(error, OutOfMemory) else ExecutionFailed(message)
+    known = isinstance(error, (OutOfMemory, DeviceFailed))
+    return type(error)(message) if known else ExecutionFailed(message)

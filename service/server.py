@@ -2,6 +2,7 @@
 
 start: the ports open, not ready    load: models are loaded and warmed up    ready
 SIGTERM or SIGINT -> drain: not ready, new requests refused, accepted ones answered -> stop
+a device fails    -> the same, at once, and the exit code says so: only a new process can use the device again
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import grpc
 from service.clock import NS_PER_MS, NS_PER_S, now_ns
 from service.config.settings import Settings
 from service.engine.devices import Devices, find_devices, names
+from service.engine.nvml import GpuMeter
 from service.engine.options import share_threads
 from service.engine.runtime import Runtime
-from service.errors import ModelLoadError
+from service.errors import DeviceFailed, ModelLoadError
 from service.frontend import native_ingress
 from service.frontend.control import Control
 from service.frontend.health import Health
@@ -44,6 +46,9 @@ _STOP_S = 5.0
 # How long a batch that is running when everybody else is gone may take to end.
 _LAST_BATCH_S = 1.0
 
+# sysexits.h's EX_TEMPFAIL: nothing is wrong with how the server was started; start it again, perhaps elsewhere.
+EXIT_DEVICE_FAILED = 75
+
 
 class PortError(Exception):
     """A port cannot be listened on."""
@@ -54,17 +59,21 @@ class IngressError(Exception):
 
 
 class Server:
-    """One serving process. `start`, `load`, `wait`, `drain` and `stop` are called in this order by one thread."""
+    """One serving process. `start`, `load`, `wait`, `drain` and `stop` are called in this order by one thread.
 
-    def __init__(self, settings: Settings) -> None:
+    `on_failure` is called, on some other thread, when a device is broken for good: it is time to drain.
+    """
+
+    def __init__(self, settings: Settings, on_failure: Callable[[], None] = lambda: None) -> None:
         self._settings = settings
+        self._on_failure = on_failure
         self.state = ServerState()
         self.registry = MetricsRegistry()
         self.devices: Devices = find_devices(
             settings.device, settings.cpu_run_slots, settings.gpu_run_slots, settings.cpu_threads_per_slot
         )
         share_threads(settings.cpu_threads_per_slot)
-        self._runtime = Runtime(self.devices.all)
+        self._runtime = Runtime(self.devices.all, self._device_failed, int(settings.hung_run_timeout_s * NS_PER_S))
         loader = Loader(
             self._runtime,
             self.devices,
@@ -104,6 +113,11 @@ class Server:
         for device in self.devices.taken:
             self.registry.add_device(device.name, device.provider)
         log.info("devices", extra={"taken": names(self.devices.taken), "reason": self.devices.why})
+        if self.devices.gpus:
+            meter = GpuMeter([gpu.uuid for gpu in self.devices.gpus if gpu.uuid])
+            self.registry.gpus = meter.read
+            if meter.why_not:
+                log.warning("no metrics of the GPUs", extra={"reason": meter.why_not})
         try:
             self.grpc_port = self._ingress.open(settings.host, settings.grpc_port)
         except OSError as error:
@@ -129,6 +143,16 @@ class Server:
                 "ingress": self._ingress.kind,
             },
         )
+
+    def _device_failed(self, device: str, reason: str) -> None:
+        """Say so everywhere, and answer what can no longer be run. Called on the thread that found out."""
+        log.error("a device has failed: the server drains and ends", extra={"device": device, "reason": reason})
+        self.state.failure = f"device {device} has failed: {reason}"
+        self.registry.device_failed(device)
+        self._health.drain()
+        self._handler.stopping = self.state.failure
+        self.repository.fail_device(device, DeviceFailed(self.state.failure))
+        self._on_failure()
 
     def _make_ingress(self) -> Ingress | NativeIngress:
         """What serves `ModelInfer`, as the settings want it. Raises `IngressError`."""
@@ -174,6 +198,8 @@ class Server:
         # What is there now stays: keep the garbage collector from walking it again and again.
         gc.collect()
         gc.freeze()
+        if self.state.failure:
+            return True
         if not failed or not self._settings.strict_readiness:
             self.state.enter(Phase.READY)
             self._health.server(ready=True)
@@ -191,7 +217,7 @@ class Server:
         """Refuse what is new, answer what was accepted, within the grace period."""
         self.state.enter(Phase.DRAINING)
         self._health.drain()
-        self._handler.accepting = False
+        self._handler.stopping = self._handler.stopping or "no new requests are accepted"
         in_flight = self._ingress.calls
         log.info("draining", extra={"in_flight": in_flight, "grace_period_s": self._settings.grace_period_s})
         end_ns = now_ns() + int(self._settings.grace_period_s * NS_PER_S)
@@ -240,6 +266,11 @@ class StopSignal:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
+    def request(self) -> None:
+        """As if a signal had come. From any thread."""
+        self.requested = True
+        os.write(self._write, b"\0")
+
     def _handle(self, _number: int, _frame: object) -> None:
         self.requested = True
 
@@ -254,10 +285,10 @@ class StopSignal:
 
 
 def run(settings: Settings, progress: LoadProgress) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code. Called by the main thread."""
+    """Serve until SIGTERM or SIGINT, or until a device fails; the exit code. Called by the main thread."""
     stop = StopSignal()
     try:
-        server = Server(settings)
+        server = Server(settings, stop.request)
         server.start()
     except (IngressError, ModelLoadError, PortError) as error:
         log.error("cannot start", extra={"reason": str(error)})
@@ -273,8 +304,13 @@ def run(settings: Settings, progress: LoadProgress) -> int:
         log.error("cannot read the model repository", extra={"reason": str(error)})
         code = 1
     server.drain()
-    if not server.stop():
+    ended = server.stop()
+    if server.state.failure:
+        log.error("ending, to be replaced", extra={"reason": server.state.failure, "exit_code": EXIT_DEVICE_FAILED})
+        code = EXIT_DEVICE_FAILED
+    if not ended:
         log.warning("a batch is still running; the process ends without waiting for it")
+    if not ended or server.state.failure:
         # A normal exit would take the runtime apart under the thread that is running it.
         logging.shutdown()
         os._exit(code)

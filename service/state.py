@@ -32,10 +32,12 @@ class ServerState:
 
     def __init__(self) -> None:
         self.phase = Phase.STARTING
+        # What is broken for good; the process then serves no more and ends. Set by the thread that finds out.
+        self.failure = ""
 
     @property
     def ready(self) -> bool:
-        return self.phase is Phase.READY
+        return self.phase is Phase.READY and not self.failure
 
     def enter(self, phase: Phase) -> None:
         """Go on to `phase`. Raises `ValueError` when the table has no such step."""

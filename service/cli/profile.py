@@ -21,9 +21,9 @@ from service.config.graph import model_file, read_graph
 from service.config.model import ModelConfig
 from service.engine.batchable import check_batching
 from service.engine.devices import Device, find_devices
-from service.engine.options import plan_session, share_threads
+from service.engine.instances import make_instances
+from service.engine.options import share_threads
 from service.engine.pool import Instance
-from service.engine.session import OnnxSession
 from service.engine.warmup import LatencySample, Sample, first_run, measure, samples
 from service.errors import ModelLoadError
 from service.pb.model_config_pb2 import ModelConfig as ConfigMessage
@@ -171,8 +171,7 @@ def open_model(
     `explicit`: its batch size was asked for, not derived.
     Raises `ModelLoadError` when it does not load, or accepts none of the inputs tried.
     """
-    session = OnnxSession(path, plan_session(config, device))
-    instance = Instance(session, config.inputs, config.outputs, max(1, config.max_batch_size))
+    (instance,) = make_instances(path, config, device, 1)
     sample, reason = first_run(instance, config, samples(config, directory))
     if sample is None:
         raise ModelLoadError(f"{path}: no input that was tried is accepted; state one in model_warmup: {reason}")

@@ -32,6 +32,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "device",
         "cpu_run_slots",
         "gpu_run_slots",
+        "hung_run_timeout_s",
         "intra_op_threads",
         "default_max_batch_size",
     ),

@@ -166,6 +166,15 @@ class Settings(BaseSettings):
         le=8,
         description="Batches that run at once on each GPU. Two hide copies behind computing, at some cost in latency.",
     )
+    hung_run_timeout_s: float = Field(
+        120.0,
+        ge=0.5,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds after which a batch that is still running counts as hanging (never before twenty times "
+        "what it was expected to take). The server then answers what waits with UNAVAILABLE and ends with exit code "
+        "75, so that it is replaced.",
+    )
     intra_op_threads: Annotated[int, BeforeValidator(_integer_or_auto)] = Field(
         0,
         ge=0,

@@ -95,9 +95,9 @@ SUPPORT: Mapping[str, Support] = MappingProxyType(
         "optimization.execution_accelerators.cpu_execution_accelerator": _no(
             "no accelerator for the CPU is part of the ONNX Runtime build in use; remove it"
         ),
-        "optimization.input_pinned_memory": _yes("Accepted, without effect: inputs are copied from ordinary memory."),
+        "optimization.input_pinned_memory": _yes("Batches for a GPU are gathered in page-locked memory. Unset: yes."),
         "optimization.input_pinned_memory.enable": _yes("Yes or no."),
-        "optimization.output_pinned_memory": _yes("The same for outputs, which are copied to ordinary memory."),
+        "optimization.output_pinned_memory": _yes("The same for what comes back."),
         "optimization.output_pinned_memory.enable": _yes("Yes or no."),
         "optimization.gather_kernel_buffer_threshold": _no("inputs are gathered on the host; remove it"),
         "optimization.eager_batching": _yes("Always so: the next batch is prepared while one runs."),

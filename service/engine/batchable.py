@@ -14,7 +14,7 @@ import numpy as np
 from service.config.model import ModelConfig
 from service.engine.pool import Instance, undeclared
 from service.engine.warmup import Sample, batch_arrays, vary
-from service.errors import ModelLoadError, ServiceError
+from service.errors import DeviceFailed, ModelLoadError, ServiceError
 from service.tensor import Array, DataType, TensorSpec
 
 # Floating-point sums in another order differ by parts in 10^6; quantisation over a batch by parts in 10^2.
@@ -32,6 +32,8 @@ def check_batching(
     try:
         together = _run(instance, config, rows)
         alone = [_run(instance, config, [row]) for row in rows]
+    except DeviceFailed:
+        raise
     except ServiceError as error:
         return _refuse(config, explicit, f"it fails on a batch of two rows: {error}")
     instance.undeclared_shapes |= undeclared(config.outputs, together)

@@ -7,8 +7,9 @@ is one copy of its bytes into its rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,20 @@ from service.tensor import Array, DataType, TensorSpec, element_count
 
 # Buffers grow by this factor, rounded up, so that a slowly growing batch does not allocate every time.
 _GROWTH = 1.25
+
+# Makes an array of zeros of a shape and NumPy type, in memory of some kind. Raises `MemoryError`.
+Allocate = Callable[[Sequence[int], Any], Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Where the buffers of an instance lie: ordinary memory, unless said otherwise."""
+
+    inputs: Allocate = np.zeros
+    outputs: Allocate = np.zeros
+
+
+ORDINARY = Memory()
 
 
 @dataclass(slots=True)
@@ -56,9 +71,15 @@ class ShapeBuffers:
     """The buffers of one shape class on one instance. Used by one thread at a time."""
 
     def __init__(
-        self, session: OnnxSession, shape: ShapeClass, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+        self,
+        session: OnnxSession,
+        shape: ShapeClass,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        memory: Memory = ORDINARY,
     ) -> None:
         self._session = session
+        self._memory = memory
         self._shape = shape
         self._specs = inputs
         self._output_specs = outputs
@@ -82,11 +103,12 @@ class ShapeBuffers:
         self._outputs = []
         for index, (spec, row_shape) in enumerate(zip(self._specs, self._shape.shapes, strict=True)):
             if row_shape is not None:
-                array = np.zeros((capacity, *row_shape) if spec.batched else row_shape, spec.datatype.dtype)
+                whole = (capacity, *row_shape) if spec.batched else row_shape
+                array = self._memory.inputs(whole, spec.datatype.dtype)
                 row_bytes = element_count(row_shape) * spec.datatype.itemsize
                 self._inputs.append(_Input(index, spec, row_shape, row_bytes, array, bytes_of(array)))
         self._outputs = [
-            (spec, np.zeros((capacity, *spec.shape) if spec.batched else spec.shape, spec.datatype.dtype))
+            (spec, self._memory.outputs((capacity, *spec.shape) if spec.batched else spec.shape, spec.datatype.dtype))
             for spec in self._output_specs
         ]
         self._capacity = capacity

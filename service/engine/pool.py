@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.clock import now_ns
-from service.engine.buffers import ShapeBuffers, as_array, batch_output, bindable
+from service.engine.buffers import ORDINARY, Memory, ShapeBuffers, as_array, batch_output, bindable
 from service.engine.session import OnnxSession, OtherShapeError
 from service.errors import ExecutionFailed, OutOfMemory
 from service.request import BatchOutput, ShapeClass
@@ -36,7 +36,7 @@ class Executed:
 
 
 class Instance:
-    """One set of buffers on one session."""
+    """One set of buffers on one session. `memory` is what they are made in."""
 
     def __init__(
         self,
@@ -44,8 +44,10 @@ class Instance:
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         max_rows: int,
+        memory: Memory = ORDINARY,
     ) -> None:
         self.session = session
+        self._memory = memory
         self._inputs = inputs
         self._outputs = outputs
         self._max_rows = max_rows
@@ -66,7 +68,9 @@ class Instance:
         if buffers is None:
             if len(self._buffers) >= MAX_SHAPES:
                 self._buffers.popitem(last=False)
-            buffers = self._buffers[shape] = ShapeBuffers(self.session, shape, self._inputs, self._outputs)
+            buffers = self._buffers[shape] = ShapeBuffers(
+                self.session, shape, self._inputs, self._outputs, self._memory
+            )
         elif len(self._buffers) > 1:
             self._buffers.move_to_end(shape)
         try:

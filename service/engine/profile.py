@@ -81,7 +81,8 @@ def profile(
     if known is not None:
         return _rescaled(known, instance, config, sample), True
     measured = measure(instance, config, sample, max_rows, slo_ns, budget_ns)
-    if cache is not None:
+    # How much memory was free is no property of the model: such a profile is not kept.
+    if cache is not None and measured.memory_rows is None:
         save(cache, key, measured)
     return measured, False
 

@@ -3,16 +3,21 @@
 A worker asks the scheduler for the next step, executes it, and asks again. Decisions are made under one lock,
 everything else (merging, running, answering, logging) outside it. An arrival that may change what a sleeping worker is
 waiting for wakes it. Thousands of models need no more threads than their devices have slots.
+
+A device that has failed runs nothing more: its workers end, and whoever owns the runtime is told once. A batch that
+hangs counts as a failed device.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from service.clock import NS_PER_S, now_ns
 from service.engine.devices import Device
+from service.engine.watchdog import Running, Watchdog
+from service.errors import DeviceFailed
 from service.scheduler import (
     Dispatch,
     LatencyModel,
@@ -27,6 +32,11 @@ from service.scheduler import (
 
 # A worker that finds nothing to wait for looks again after this long: no wait is without a bound.
 MAX_SLEEP_S = 60.0
+# How long a batch may run before it counts as hanging, where nothing else is said.
+HUNG_NS = 120 * NS_PER_S
+
+# Told once per device: its name and what is wrong with it. Called on the thread that found out.
+OnFailure = Callable[[str, str], None]
 
 
 class Executor(Protocol):
@@ -35,6 +45,9 @@ class Executor(Protocol):
     def execute(self, dispatch: Dispatch) -> tuple[int | None, int]:
         """Run a batch and answer its requests; (duration in ns, None if it failed; rows answered late)."""
 
+    def abandon(self, dispatch: Dispatch, error: DeviceFailed) -> None:
+        """Answer the requests of a batch that hangs with `error`; whatever comes of it later is dropped."""
+
     def refuse_all(self, refusals: Sequence[Refusal]) -> None:
         """Answer requests, its own and those of others, that will not be run."""
 
@@ -42,10 +55,12 @@ class Executor(Protocol):
 class _Worker:
     """A slot's thread and how to wake it. `sleeping` is read and written under the runtime's lock only."""
 
-    __slots__ = ("sleeping", "slot", "thread", "wake")
+    __slots__ = ("running", "sleeping", "slot", "thread", "wake")
 
     def __init__(self, slot: Slot) -> None:
         self.slot = slot
+        # The batch it executes. Replaced whole, read by the watchdog without a lock.
+        self.running: Running | None = None
         self.sleeping = False
         # A lock as a binary semaphore: cheaper than a condition, which makes a new lock for every wait.
         self.wake = threading.Lock()
@@ -56,16 +71,20 @@ class _Worker:
 class Runtime:
     """The scheduler of this process, its lock and its workers."""
 
-    def __init__(self, devices: Sequence[Device]) -> None:
+    def __init__(self, devices: Sequence[Device], on_failure: OnFailure | None = None, hung_ns: int = HUNG_NS) -> None:
         slots = [Slot(device.name, index) for device in devices for index in range(device.slots)]
         self._scheduler = Scheduler(slots)
         self._workers = {slot: _Worker(slot) for slot in slots}
         self._devices = tuple(device.name for device in devices)
         self._lock = threading.Lock()
         self._stopping = False
+        self._on_failure = on_failure
+        self._failed: set[str] = set()
+        self._watchdog = Watchdog(self._running, self._report_hung, hung_ns)
 
     def start(self) -> None:
-        """Start the workers."""
+        """Start the workers and their watchdog."""
+        self._watchdog.start()
         for worker in self._workers.values():
             worker.thread = threading.Thread(
                 target=self._work, args=(worker,), name=f"run-{worker.slot.device}-{worker.slot.index}", daemon=True
@@ -78,6 +97,7 @@ class Runtime:
             self._stopping = True
             for worker in self._workers.values():
                 self._wake(worker)
+        self._watchdog.stop()
         end_ns = now_ns() + int(timeout_s * NS_PER_S)
         threads = [worker.thread for worker in self._workers.values() if worker.thread is not None]
         for thread in threads:
@@ -128,6 +148,28 @@ class Runtime:
         with self._lock:
             self._scheduler.lower_cap(queue, request.shape, rows)
 
+    def device_failed(self, device: str, reason: str) -> None:
+        """Nothing more can run on `device`: its workers end, and the owner is told, once."""
+        with self._lock:
+            if device in self._failed:
+                return
+            self._failed.add(device)
+            for worker in self._workers.values():
+                if worker.slot.device == device:
+                    self._wake(worker)
+        if self._on_failure is not None:
+            self._on_failure(device, reason)
+
+    def _running(self) -> list[Running]:
+        return [running for worker in self._workers.values() if (running := worker.running) is not None]
+
+    def _report_hung(self, running: Running) -> None:
+        dispatch, device = running.dispatch, running.dispatch.slot.device
+        seconds = (now_ns() - running.since_ns) / NS_PER_S
+        reason = f"a batch of {dispatch.rows} rows of model '{dispatch.queue.policy.name}' has run for {seconds:.1f} s"
+        executor_of(dispatch.segments[0].request).abandon(dispatch, DeviceFailed(f"device {device} hangs: {reason}"))
+        self.device_failed(device, f"it hangs: {reason}")
+
     def _wake_spares(self) -> None:
         """After a dispatch: an arrival wakes one worker, which may have left work behind that others can do."""
         for device in self._devices:
@@ -160,7 +202,7 @@ class Runtime:
                     dispatch, actual_ns, late_rows = done
                     scheduler.completed(dispatch, now, actual_ns, late_rows)
                     done = None
-                if self._stopping:
+                if self._stopping or slot.device in self._failed:
                     return
                 step = scheduler.next_step(slot, now)
                 if isinstance(step, Dispatch):
@@ -170,7 +212,9 @@ class Runtime:
             if step.refused:
                 executor_of(step.refused[0].request).refuse_all(step.refused)
             if isinstance(step, Dispatch):
+                worker.running = Running(step, now)
                 done = (step, *executor_of(step.segments[0].request).execute(step))
+                worker.running = None
             elif not step.refused:
                 timeout_s = MAX_SLEEP_S
                 if isinstance(step, WaitUntil):

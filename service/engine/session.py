@@ -9,6 +9,7 @@ kept.
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,19 @@ import onnxruntime as ort
 
 from service.engine.devices import CPU_PROVIDER
 from service.engine.options import SessionPlan
-from service.errors import ExecutionFailed, ModelLoadError, OutOfMemory, ServiceError
+from service.errors import DeviceFailed, ExecutionFailed, ModelLoadError, OutOfMemory, ServiceError
 from service.tensor import Array, DataType, TensorSpec
 
 # Fragments of ONNX Runtime's messages (BFC arena, CUDA allocator, CPU allocator) when a device has no memory left.
 _OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "bad allocation", "std::bad_alloc", "CUDA error 2:")
+# How ONNX Runtime quotes the CUDA runtime ("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; ...").
+_CUDA_CODE = re.compile(r"CUDA (?:failure|error) (\d+)")
+_CUDA_OUT_OF_MEMORY = 2
+# Codes of which the CUDA runtime's reference (cudaError_t) says that the process must be ended and started again, or
+# that the device is gone: devices unavailable, no device, ECC and NVLink errors, a contained error, an illegal address,
+# a launch that timed out, a destroyed context, a device assertion, hardware stack error, illegal instruction,
+# misaligned address, invalid address space, invalid program counter, launch failure, tensor memory leak, reset needed.
+_CUDA_BROKEN = frozenset({46, 100, 101, 214, 220, 226, 227, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 741})
 # Fragments of its messages when a bound output buffer is not of the size that the model declares, or computes.
 _OTHER_SHAPE = ("Got invalid dimensions for output", "but the computed output shape for this run is")
 # A runtime message can quote whole shapes and paths; the first line says what failed.
@@ -101,8 +110,8 @@ class OnnxSession:
         return Binding(io, tuple(bound) if self._copies_inputs else ())
 
     def run_bound(self, binding: Binding) -> None:
-        """Run on a binding's buffers. Raises `ExecutionFailed` (`OtherShapeError` if it is the buffers' fault) or
-        `OutOfMemory`."""
+        """Run on a binding's buffers. Raises `ExecutionFailed` (`OtherShapeError` if it is the buffers' fault),
+        `OutOfMemory` or `DeviceFailed`."""
         try:
             for arguments in binding.inputs:
                 binding.io.bind_input(*arguments)
@@ -113,7 +122,7 @@ class OnnxSession:
     def run(self, feeds: Mapping[str, tuple[TensorSpec, Array]], outputs: Sequence[TensorSpec]) -> list[Array]:
         """Run on any arrays (BF16 as uint16, BYTES as object arrays of str); the answers are new arrays.
 
-        Raises `ExecutionFailed` or `OutOfMemory`.
+        Raises `ExecutionFailed`, `OutOfMemory` or `DeviceFailed`.
         """
         names = [spec.name for spec in outputs]
         try:
@@ -165,8 +174,17 @@ def _first_line(error: Exception) -> str:
 
 
 def _translate(error: Exception) -> ServiceError:
+    """What the runtime raised, as ours: by CUDA's number where it quotes one, else by its words."""
     message = _first_line(error)
-    if isinstance(error, MemoryError) or any(fragment in str(error) for fragment in _OUT_OF_MEMORY):
+    found = _CUDA_CODE.search(str(error))
+    code = int(found[1]) if found else 0
+    if code in _CUDA_BROKEN:
+        return DeviceFailed(message)
+    if (
+        code == _CUDA_OUT_OF_MEMORY
+        or isinstance(error, MemoryError)
+        or any(fragment in str(error) for fragment in _OUT_OF_MEMORY)
+    ):
         return OutOfMemory(message)
     if any(fragment in str(error) for fragment in _OTHER_SHAPE):
         return OtherShapeError(message)

@@ -20,7 +20,7 @@ from service.clock import NEVER_NS, now_ns
 from service.config.model import ModelConfig, Warmup, WarmupData, WarmupInput
 from service.engine.buffers import as_array
 from service.engine.pool import Instance, undeclared
-from service.errors import InvalidRequest, ModelLoadError, ServiceError
+from service.errors import DeviceFailed, InvalidRequest, ModelLoadError, OutOfMemory, ServiceError
 from service.request import BatchOutput, InferenceRequest, InputData, ShapeClass
 from service.scheduler import Segment, bucket_ladder
 from service.tensor import Array, DataType, TensorSpec, decode_bytes, element_count
@@ -49,11 +49,12 @@ class LatencySample:
 @dataclass(slots=True)
 class Measured:
     """What warm-up found: the shape it ran and the latency of each rung; `complete` if every rung up to the largest
-    batch was run."""
+    batch was run; `memory_rows`, if there is one, the smallest batch for which the device had too little memory."""
 
     shape: ShapeClass
     table: dict[int, LatencySample]
     complete: bool
+    memory_rows: int | None = None
 
 
 class _Nobody:
@@ -228,7 +229,7 @@ def _repeated(data: InputData | None, rows: int) -> InputData | None:
 
 
 def first_run(instance: Instance, config: ModelConfig, candidates: Sequence[Sample]) -> tuple[Sample | None, str]:
-    """The first candidate the model accepts, or None and the reason of the last refusal.
+    """The first candidate the model accepts, or None and the reason of the last refusal. Raises `DeviceFailed`.
 
     It is run without bound buffers first: what the model really answers decides whether its outputs can be bound.
     """
@@ -238,6 +239,8 @@ def first_run(instance: Instance, config: ModelConfig, candidates: Sequence[Samp
             answers = instance.session.run(batch_arrays([sample], config), config.outputs)
             instance.undeclared_shapes |= undeclared(config.outputs, answers)
             instance.run(requests(sample, config, 1), 1, 1)
+        except DeviceFailed:
+            raise
         except ServiceError as error:
             reason = str(error)
         else:
@@ -251,6 +254,8 @@ def run_configured(instance: Instance, config: ModelConfig, candidates: Sequence
         for _ in range(sample.count):
             try:
                 instance.run(requests(sample, config, sample.rows), sample.rows, sample.rows)
+            except DeviceFailed:
+                raise
             except ServiceError as error:
                 raise ModelLoadError(f"model_warmup[{index}]: the model refuses it: {error}") from error
 
@@ -258,16 +263,26 @@ def run_configured(instance: Instance, config: ModelConfig, candidates: Sequence
 def measure(
     instance: Instance, config: ModelConfig, sample: Sample, max_rows: int, slo_ns: int | None, budget_ns: int
 ) -> Measured:
-    """Latency per rung of the ladder up to `max_rows`. Raises `ServiceError` when the model fails on a larger batch."""
+    """Latency per rung of the ladder up to `max_rows`, or up to what there is memory for.
+
+    Raises `ServiceError` when the model fails on a larger batch for another reason.
+    """
     start_ns = now_ns()
     rungs = bucket_ladder(max_rows)
     cold: dict[int, int] = {}
     beyond = max_rows + 1
+    memory_rows: int | None = None
     for rows in [*coarse(rungs), *rungs]:
-        if rows in cold or rows > beyond:
+        if rows in cold or rows > beyond or (memory_rows is not None and rows >= memory_rows):
             continue
         segments = requests(sample, config, rows)
-        cold[rows] = _time(instance, segments, rows)
+        try:
+            cold[rows] = _time(instance, segments, rows)
+        except OutOfMemory:
+            if rows == 1:
+                raise
+            memory_rows = rows
+            continue
         spent_ns = now_ns() - start_ns
         if slo_ns is not None and cold[rows] > BEYOND_SLO * slo_ns and rows > 1:
             # Cold runs overstate: only a second one shows that the size is really out of reach.
@@ -291,7 +306,7 @@ def measure(
         table[rows] = LatencySample(
             int(statistics.median(times)), times[min(len(times) - 1, len(times) * 99 // 100)], runs
         )
-    return Measured(sample.shape, dict(sorted(table.items())), left[0] == max_rows)
+    return Measured(sample.shape, dict(sorted(table.items())), left[0] == max_rows, memory_rows)
 
 
 def coarse(rungs: Sequence[int]) -> list[int]:

@@ -28,13 +28,13 @@ CLIENT_MARGIN_NS = NS_PER_MS
 
 
 class InferenceHandler:
-    """Serves `ModelInfer`. `accepting` False: the server drains, and every new request is refused."""
+    """Serves `ModelInfer`. `stopping` not empty: every new request is refused, and this is what it is told."""
 
     def __init__(self, repository: ModelRepository, registry: MetricsRegistry) -> None:
         self._decoder = Decoder(repository)
         self._registry = registry
         self._trace = log.isEnabledFor(logging.DEBUG)
-        self.accepting = True
+        self.stopping = ""
         # Whose answers are to be sent in one go; set when there is one.
         self.outbox: Outbox | None = None
         self._thinning = Thinning()
@@ -98,8 +98,8 @@ class InferenceHandler:
     def __call__(self, message: bytes | memoryview, call: Call) -> None:
         arrival_ns = call.arrival_ns
         try:
-            if not self.accepting:
-                raise Draining("Server is stopping: no new requests are accepted", NS_PER_MS)
+            if self.stopping:
+                raise Draining(f"Server is stopping: {self.stopping}", NS_PER_MS)
             decoded = self._decoder.decode(message)
         except ServiceError as error:
             self._registry.record_unrouted(error.reason)

@@ -15,6 +15,7 @@ from service.clock import NS_PER_MS
 from service.errors import (
     Cancelled,
     DeadlineUnreachable,
+    DeviceFailed,
     Draining,
     ExecutionFailed,
     Expired,
@@ -48,6 +49,7 @@ STATUS: dict[type[ServiceError], grpc.StatusCode] = {
     Cancelled: grpc.StatusCode.CANCELLED,
     ExecutionFailed: grpc.StatusCode.INTERNAL,
     OutOfMemory: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeviceFailed: grpc.StatusCode.UNAVAILABLE,
 }
 
 # A status message travels percent-encoded in an HTTP/2 header, and peers bound the size of all headers together (gRPC's

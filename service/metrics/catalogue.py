@@ -27,6 +27,7 @@ _TRITON_REASON = {
     "cancelled": "CANCELED",
     "execution": "BACKEND",
     "out_of_memory": "BACKEND",
+    "device_failed": "BACKEND",
 }
 
 
@@ -235,6 +236,11 @@ MODEL_FAMILIES: tuple[Family, ...] = (
         "onclock_latency_prediction_cv",
         "Spread of actual over predicted time (coefficient of variation)",
         lambda v: v.state.prediction_cv,
+    ),
+    _gauge(
+        "onclock_batch_rows_limit",
+        "Largest batch: what the configuration allows, or less since the device ran out of memory (least of any shape)",
+        lambda v: v.state.batch_rows_limit,
     ),
     _gauge("onclock_model_ready", "1 = answers requests", lambda v: int(v.state.ready)),
     _gauge(

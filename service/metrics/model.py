@@ -23,7 +23,8 @@ class ModelState:
     """What a model version is like right now. `None` = does not apply: not exported.
 
     `scale`, `quantile` and `prediction_cv` are the latency model's: the online factor on the measured table, the
-    safety factor (a quantile of recent actual over predicted times) and the spread of those.
+    safety factor (a quantile of recent actual over predicted times) and the spread of those. `batch_rows_limit`: the
+    largest batch at present, of whatever shape has the least.
     """
 
     ready: bool = True
@@ -34,6 +35,7 @@ class ModelState:
     scale: float | None = None
     quantile: float | None = None
     prediction_cv: float | None = None
+    batch_rows_limit: int | None = None
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from service.clock import now_ns
 from service.metrics.catalogue import MODEL_FAMILIES, ModelView
 from service.metrics.exposition import header_lines, label_text, sample_line
+from service.metrics.gpu import Reading, gpu_lines
 from service.metrics.model import ModelMetrics
 
 # Models handled between two pauses: about a millisecond of work, a fraction of the interpreter's switch interval.
@@ -30,6 +31,7 @@ _TURN_S = 50e-6
 _T = TypeVar("_T")
 
 _UNROUTED_HELP = "Requests that reached no model, by reason: unknown names, undecodable messages, draining"
+_HEALTHY_HELP = "0 = the device is broken or hangs, and the server is ending to be replaced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,10 @@ class MetricsRegistry:
         self._lock = threading.Lock()
         self._models: dict[tuple[str, str], ModelMetrics] = {}
         self._devices: dict[DeviceInfo, None] = {}
+        self._failed_devices: set[str] = set()
         self._unrouted: dict[str, int] = {}
+        # Asked at each scrape what the GPUs are doing.
+        self.gpus: Callable[[], Iterable[Reading]] = tuple
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
         GCCollector(registry=self._process)
@@ -69,6 +74,11 @@ class MetricsRegistry:
         with self._lock:
             self._devices[DeviceInfo(device, provider)] = None
 
+    def device_failed(self, device: str) -> None:
+        """Show that `device` is broken for good."""
+        with self._lock:
+            self._failed_devices.add(device)
+
     def record_unrouted(self, reason: str) -> None:
         """Count a request that was answered with an error before a model version was found for it."""
         with self._lock:
@@ -85,6 +95,7 @@ class MetricsRegistry:
         models = self.models()
         with self._lock:
             devices = list(self._devices)
+            broken = self._failed_devices.copy()
             unrouted = sorted(self._unrouted.items())
 
         views = [_view(metrics, at_ns) for metrics in _in_turns(models)]
@@ -99,6 +110,10 @@ class MetricsRegistry:
         for info in devices:
             labels = label_text([("device", info.device), ("provider", info.provider)])
             lines.append(sample_line("onclock_device_info", labels, 1))
+        lines += header_lines("onclock_device_healthy", "gauge", _HEALTHY_HELP)
+        for name in dict.fromkeys([*(info.device for info in devices), *sorted(broken)]):
+            lines.append(sample_line("onclock_device_healthy", label_text([("device", name)]), int(name not in broken)))
+        lines += gpu_lines(self.gpus())
         lines += header_lines("onclock_build_info", "gauge", "Version of the server; always 1")
         lines.append(
             sample_line("onclock_build_info", label_text([("version", importlib.metadata.version("onclock"))]), 1)

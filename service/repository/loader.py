@@ -16,13 +16,13 @@ from service.config.graph import model_file, read_graph
 from service.config.model import InstanceGroup, InstanceKind, ModelConfig
 from service.engine.batchable import check_batching
 from service.engine.devices import Device, Devices, names
+from service.engine.instances import make_instances
 from service.engine.options import plan_session
 from service.engine.pool import Instance, SessionPool
 from service.engine.profile import model_digest, profile, profile_key
 from service.engine.runtime import Runtime
-from service.engine.session import OnnxSession
 from service.engine.warmup import Measured, Sample, first_run, run_configured, samples
-from service.errors import ConfigError, ModelLoadError, ServiceError
+from service.errors import ConfigError, DeviceFailed, ModelLoadError, ServiceError
 from service.metrics import ModelMetrics
 from service.model import Model
 from service.repository.layout import ModelFiles, VersionFiles
@@ -94,9 +94,12 @@ class Loader:
         # One list for all devices: equal shapes are then one shape class, with the buffers of every instance.
         candidates = samples(config, directory)
         for place in placed:
-            instances = _instances(path, config, place)
+            instances = make_instances(path, config, place.device, place.count)
             pools[place.device.name] = SessionPool(instances)
-            config, sample, found_out = _warm_up(instances, config, candidates, explicit)
+            try:
+                config, sample, found_out = _warm_up(instances, config, candidates, explicit)
+            except DeviceFailed as error:
+                raise self._broken(name, place, error) from error
             notes += [note for note in found_out if note not in notes]
             if sample is None or self._budget_ns(config) == 0:
                 continue
@@ -176,18 +179,15 @@ class Loader:
                 self._options.profile_cache,
                 profile_key(digest, plan, sample, max_rows, objective.slo_ns),
             )
+        except DeviceFailed as error:
+            raise self._broken(config.name, place, error) from error
         except ServiceError as error:
             raise ModelLoadError(f"model '{config.name}' fails on a batch of its own warm-up input: {error}") from error
 
-
-def _instances(path: Path, config: ModelConfig, place: _Placed) -> list[Instance]:
-    plan = plan_session(config, place.device)
-    max_rows = max(1, config.max_batch_size)
-    if place.device.kind == "cpu":
-        # Sessions may run in parallel on the CPU: the weights exist once, each instance has its own buffers.
-        session = OnnxSession(path, plan)
-        return [Instance(session, config.inputs, config.outputs, max_rows) for _ in range(place.count)]
-    return [Instance(OnnxSession(path, plan), config.inputs, config.outputs, max_rows) for _ in range(place.count)]
+    def _broken(self, name: str, place: _Placed, error: DeviceFailed) -> ModelLoadError:
+        """The device broke while the model was warmed up: nobody can use it any more."""
+        self._runtime.device_failed(place.device.name, f"while model '{name}' was loading: {error}")
+        return ModelLoadError(f"device {place.device.name} has failed: {error}")
 
 
 def _warm_up(

@@ -67,6 +67,12 @@ def _largest_batch(config: ModelConfig, measured: Measured) -> tuple[int, list[s
     clients.
     """
     slo_ns = config.objective.slo_ns
+    if measured.memory_rows is not None:
+        most = max(measured.table)
+        return most, [
+            f"max_batch_size {config.max_batch_size} does not fit: {measured.memory_rows} rows ran out of memory at "
+            f"load, so batches have at most {most}"
+        ]
     if slo_ns is None:
         return (config.max_batch_size if measured.complete else max(measured.table)), []
     alone_ns = measured.table[min(measured.table)].p50_ns

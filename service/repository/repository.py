@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from service.clock import NS_PER_S
-from service.errors import InvalidRequest, ModelLoadError, ModelNotReady, UnknownModel, UnknownVersion
+from service.errors import DeviceFailed, InvalidRequest, ModelLoadError, ModelNotReady, UnknownModel, UnknownVersion
 from service.metrics import MetricsRegistry
 from service.model import Model
 from service.repository.layout import ModelFiles, VersionFiles, scan
@@ -219,6 +219,12 @@ class ModelRepository:
         """Stop scheduling every model; what is still queued is answered as refused."""
         for model in self.ready_models():
             model.close()
+
+    def fail_device(self, device: str, error: DeviceFailed) -> None:
+        """Answer what waits for the models on a broken device; they accept nothing more."""
+        for model in self.ready_models():
+            if device in model.policy.devices:
+                model.close(error)
 
     # ---------------------------------------------------------------- saying no
 

@@ -22,6 +22,9 @@ CLASS_RATIO = math.log(1.5)
 # Lanes kept although empty, because a new one costs more than a request; shapes are the clients' choice.
 MAX_EMPTY_LANES = 16
 NO_CLASS = 1 << 30  # requests without a deadline
+# Shapes whose cap was lowered that are remembered; shapes are the clients' choice. The oldest is forgotten, and learned
+# again if it ever comes back.
+MAX_CAPS = 1024
 
 LaneKey = tuple[Hashable, int, int, LaneKind, int]
 
@@ -105,11 +108,20 @@ class ModelQueue:
         """The largest batch of that shape: the model's, unless the device ran out of memory below it."""
         return self._caps.get(shape, self.policy.max_batch_rows)
 
+    @property
+    def least_cap_rows(self) -> int:
+        """The largest batch of the shape for which it is smallest."""
+        # A copy: another thread may be adding to them.
+        return min(self._caps.copy().values(), default=self.policy.max_batch_rows)
+
     def lower_cap(self, shape: Hashable, rows: int) -> list[Lane]:
         """Never batch `shape` above `rows` again. Returns the lanes that were emptied of requests to be placed anew."""
         buckets = self.policy.buckets
         index = bisect_right(buckets, rows)
-        self._caps[shape] = min(self.cap_rows(shape), buckets[index - 1] if index else buckets[0])
+        lowered = min(self.cap_rows(shape), buckets[index - 1] if index else buckets[0])
+        if shape not in self._caps and len(self._caps) >= MAX_CAPS:
+            del self._caps[next(iter(self._caps))]
+        self._caps[shape] = lowered
         lanes = [lane for lane in self._lanes.values() if lane.shape == shape]
         for lane in lanes:
             del self._lanes[self._key_of(lane)]

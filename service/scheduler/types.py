@@ -145,6 +145,9 @@ class Dispatch:
     refused: Sequence[Refusal]
     start_ns: int = 0  # when the slot is predicted to start it
     probe: bool = False  # run to find out whether the model is still as slow as believed
+    # Who answers: whoever runs the batch, or whoever gave it up because it hangs. Set under a lock of theirs.
+    answering: bool = False
+    abandoned: bool = False
 
     def late_rows(self, done_ns: int) -> int:
         """Rows answered after their deadline at `done_ns`; best-effort rows, which were late already, do not count."""

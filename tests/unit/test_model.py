@@ -16,6 +16,7 @@ from service.config.model import ModelConfig
 from service.engine.pool import Instance
 from service.errors import (
     DeadlineUnreachable,
+    DeviceFailed,
     Draining,
     ExecutionFailed,
     Expired,
@@ -26,7 +27,7 @@ from service.errors import (
 )
 from service.model import MAX_SHAPE_CLASSES
 from service.request import InferenceRequest, OutputPart, ShapeClass, refusal_error
-from service.scheduler import Refusal, RefusalReason
+from service.scheduler import Dispatch, Refusal, RefusalReason, Segment, Slot
 from service.tensor import Array, DataType, TensorSpec
 from tests.support import onnx_models
 from tests.unit.engine.served import POISON, Puppet, Served, X, Y, config_of, doubled, rows
@@ -189,6 +190,79 @@ def test_a_row_too_large_for_memory_fails_as_that(serve: Any) -> None:
     assert [type(served.answers.error_of(request)) for request in sent] == [OutOfMemory] * 3
     assert served.failures == {"out_of_memory": 3}
     assert len(session.runs) <= 3 * 2 * 6
+
+
+# The device
+
+
+def test_a_broken_device_is_not_tried_again(serve: Any) -> None:
+    """The batch fails as a whole, once, without being split; the runtime is told, and runs nothing more there."""
+    session = Puppet(compute=broken)
+    served = puppet_model(serve, session)
+    sent = [served.send(rows(1, index)) for index in range(16)]
+    served.start()
+    served.answers.wait(16)
+    assert session.runs == [16]
+    assert {type(served.answers.error_of(request)) for request in sent} == {DeviceFailed}
+    assert served.failures == {"device_failed": 16}
+    assert [device for device, _ in served.failed_devices] == ["cpu"]
+    late = served.send(rows(1))
+    served.model.close(DeviceFailed("device cpu has failed"))
+    assert isinstance(served.answers.error_of(late), DeviceFailed)
+    assert session.runs == [16]
+
+
+def test_a_device_that_breaks_in_a_second_try(serve: Any) -> None:
+    """A batch fails for a poisoned request, its first half breaks the device: everybody is told, nobody twice."""
+    session = Puppet(compute=broken_when_small)
+    served = puppet_model(serve, session)
+    sent = [served.send(np.full((1, 2), POISON, np.float32) if index == 15 else rows(1)) for index in range(16)]
+    served.start()
+    served.answers.wait(16)
+    assert served.answers.count == 16
+    assert isinstance(served.answers.error_of(sent[0]), DeviceFailed)
+    assert [device for device, _ in served.failed_devices] == ["cpu"]
+
+
+def test_a_batch_that_was_given_up_answers_nobody(serve: Any) -> None:
+    """It hangs, its clients are told, it ends after all: each has one answer, and the counts say so."""
+    session = Puppet()
+    session.gate.clear()
+    served = puppet_model(serve, session)
+    sent = [served.send(rows(1, index)) for index in range(4)]
+    served.start()
+    session.begin()
+    (running,) = served.runtime._running()
+    served.model.abandon(running.dispatch, DeviceFailed("device cpu hangs"))
+    assert {type(served.answers.error_of(request)) for request in sent} == {DeviceFailed}
+    session.gate.set()
+    served.settle()
+    assert served.answers.count == 4
+    assert served.failures == {"device_failed": 4}
+    assert served.metrics.statistics().success.count == 0
+
+
+def test_a_batch_being_answered_cannot_be_given_up(serve: Any) -> None:
+    """The watchdog comes too late: the answer counts."""
+    served = puppet_model(serve, Puppet())
+    request = served.send(rows(1))
+    served.start()
+    served.answers.wait(1)
+    served.settle()
+    dispatch = Dispatch(served.model.queue, Slot("cpu", 0), [Segment(request, 0, 1)], 1, 1, 0, None, 0, 0, ())  # type: ignore[arg-type]
+    dispatch.answering = True
+    served.model.abandon(dispatch, DeviceFailed("device cpu hangs"))
+    assert np.array_equal(served.answers.of(request)[0], rows(1) * 2)
+
+
+def broken(arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+    raise DeviceFailed("CUDA failure 700: an illegal memory access was encountered")
+
+
+def broken_when_small(arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+    if len(arrays["x"]) < 16:
+        raise DeviceFailed("CUDA failure 700: an illegal memory access was encountered")
+    return doubled(arrays)
 
 
 # Requests run in parts

@@ -45,6 +45,20 @@ def test_the_residual_net_neither_dies_nor_overflows(tmp_path: Path) -> None:
     assert answer(path, x[:1]) == pytest.approx(y[:1], rel=1e-3, abs=1e-4)
 
 
+def test_the_bottleneck_net_is_as_large_as_resnet50_and_holds_in_half_precision(tmp_path: Path) -> None:
+    """25.5 million weights; finite answers that differ between inputs, in half precision nearly the same ones."""
+    path, half = model_file("resnet50", tmp_path), model_file("resnet50_fp16", tmp_path)
+    weights = sum(int(np.prod(tensor.dims)) for tensor in onnx.load(path).graph.initializer)
+    assert weights == pytest.approx(25.5e6, rel=0.01)
+    x = np.random.default_rng(0).random((2, 3, 224, 224), dtype=np.float32)
+    y, y_half = answer(path, x), answer(half, x)
+    assert y.shape == y_half.shape == (2, 1000)
+    scale = np.abs(y).max()
+    assert 1e-2 < scale < 1e3
+    assert np.abs(y[0] - y[1]).max() > 1e-3 * scale
+    assert np.abs(y - y_half).max() < 0.02 * scale
+
+
 def test_files_are_the_same_every_time(tmp_path: Path) -> None:
     """Seeded weights: two builds are byte for byte equal."""
     one, other = model_file("tiny", tmp_path / "a"), model_file("tiny", tmp_path / "b")

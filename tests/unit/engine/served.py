@@ -42,7 +42,10 @@ class Served:
 
     def __init__(self, config: ModelConfig, instances: Sequence[Instance], **policy: Any) -> None:
         slots = len(instances)
-        self.runtime = Runtime([Device("cpu", "cpu", 0, slots)])
+        self.failed_devices: list[tuple[str, str]] = []
+        self.runtime = Runtime(
+            [Device("cpu", "cpu", 0, slots)], lambda device, reason: self.failed_devices.append((device, reason))
+        )
         rows = config.max_batch_size if config.joins_requests else 1
         made = QueuePolicy(
             **{"name": "m", "devices": ("cpu",), "max_batch_rows": rows, "max_concurrent": slots, **policy}

@@ -19,6 +19,7 @@ class Driver:
     def __init__(self, count: int, status: int = 0) -> None:
         self.count = count
         self.status = status
+        self.uuid_status = 0
 
     def cuInit(self, flags: int) -> int:  # noqa: N802
         return self.status
@@ -26,6 +27,14 @@ class Driver:
     def cuDeviceGetCount(self, pointer: Any) -> int:  # noqa: N802
         pointer._obj.value = self.count
         return 0
+
+    def cuDeviceGet(self, pointer: Any, index: int) -> int:  # noqa: N802
+        pointer._obj.value = index
+        return 0
+
+    def cuDeviceGetUuid(self, raw: Any, device: ctypes.c_int) -> int:  # noqa: N802
+        raw[15] = device.value
+        return self.uuid_status
 
 
 @pytest.fixture
@@ -57,7 +66,9 @@ def test_auto_takes_every_gpu(driver: Any) -> None:
     """With the run slots of GPUs; the CPU stays there for models that ask for it."""
     driver(Driver(2))
     found = find_devices("auto", cpu_slots=2, gpu_slots=3, cpu_threads=4)
-    assert found.taken == found.gpus == (Device("cuda:0", "gpu", 0, 3, 4), Device("cuda:1", "gpu", 1, 3, 4))
+    first, second = (f"GPU-00000000-0000-0000-0000-00000000000{index}" for index in range(2))
+    assert found.taken == found.gpus
+    assert found.gpus == (Device("cuda:0", "gpu", 0, 3, 4, first), Device("cuda:1", "gpu", 1, 3, 4, second))
     assert names(found.all) == "cpu, cuda:0, cuda:1"
     assert found.why == "2 NVIDIA GPUs"
     assert [device.provider for device in found.all] == [CPU_PROVIDER, CUDA_PROVIDER, CUDA_PROVIDER]
@@ -93,5 +104,14 @@ def test_cuda_when_it_is_there(driver: Any) -> None:
 
 def test_this_machine_can_be_looked_at() -> None:
     """The real look finds something on any machine, with a reason."""
-    count, why_not = devices._cuda_devices()
-    assert (count == 0) == bool(why_not)
+    uuids, why_not = devices._cuda_devices()
+    assert (not uuids) == bool(why_not)
+
+
+def test_a_driver_that_tells_no_uuid(driver: Any) -> None:
+    """The device is used all the same; it only has no metrics of its own."""
+    old = Driver(1)
+    old.uuid_status = 1
+    driver(old)
+    (gpu,) = find_devices("cuda", cpu_slots=1, gpu_slots=1, cpu_threads=1).gpus
+    assert gpu.uuid == ""

@@ -11,6 +11,7 @@ import pytest
 from service.clock import NEVER_NS, NS_PER_MS, now_ns
 from service.engine.devices import Device
 from service.engine.runtime import Runtime
+from service.errors import DeviceFailed
 from service.scheduler import (
     Dispatch,
     LatencyModel,
@@ -35,6 +36,7 @@ class Puppet:
         self.taken: list[Dispatch] = []
         self.ended: list[Dispatch] = []
         self.refused: list[Refusal] = []
+        self.abandoned: list[tuple[Dispatch, DeviceFailed]] = []
         self._changed = threading.Condition()
 
     def execute(self, dispatch: Dispatch) -> tuple[int | None, int]:
@@ -46,6 +48,11 @@ class Puppet:
             self.ended.append(dispatch)
             self._changed.notify_all()
         return now_ns() - dispatch.dispatched_ns, 0
+
+    def abandon(self, dispatch: Dispatch, error: DeviceFailed) -> None:
+        with self._changed:
+            self.abandoned.append((dispatch, error))
+            self._changed.notify_all()
 
     def refuse_all(self, refusals: Sequence[Refusal]) -> None:
         with self._changed:
@@ -182,7 +189,7 @@ def test_one_slot_serves_many_models(make: Any) -> None:
     queues = [queue_of(runtime, f"m{index}") for index in range(50)]
     before = threading.active_count()
     runtime.start()
-    assert threading.active_count() == before + 1
+    assert threading.active_count() == before + 2  # the slot's worker, and the watchdog
     for queue, puppet in zip(queues, puppets, strict=True):
         send(runtime, queue, puppet)
     for puppet in puppets:
@@ -328,3 +335,38 @@ def test_a_failed_batch_frees_its_slot(make: Any) -> None:
         assert puppet.wait("ended", count)
     until_asleep(runtime)
     assert queue.failed_batches == 2
+
+
+def test_a_batch_that_hangs_fails_its_device() -> None:
+    """Its executor is told to give it up, the owner that the device has failed, each once; nothing more is run."""
+    failed: list[tuple[str, str]] = []
+    runtime = Runtime([Device("cpu", "cpu", 0, 1)], lambda *facts: failed.append(facts), hung_ns=50 * NS_PER_MS)
+    queue, puppet = queue_of(runtime), Puppet(hold=True)
+    runtime.start()
+    try:
+        send(runtime, queue, puppet)
+        assert puppet.wait("abandoned", 1)
+        waiting = send(runtime, queue, puppet)
+        ((dispatch, error),) = puppet.abandoned
+        assert dispatch is puppet.taken[0]
+        assert "device cpu hangs" in str(error)
+        puppet.gate.set()
+        assert puppet.wait("ended", 1)
+    finally:
+        assert runtime.stop(ANSWER_S)
+    ((device, reason),) = failed
+    assert device == "cpu"
+    assert "a batch of 1 rows of model 'm' has run for" in reason
+    assert len(puppet.taken) == 1
+    assert runtime.remove(queue) == [waiting]
+
+
+def test_a_device_fails_once_however_often_it_is_said() -> None:
+    """Two slots find out: the owner hears it once."""
+    failed: list[tuple[str, str]] = []
+    runtime = Runtime([Device("cpu", "cpu", 0, 2)], lambda *facts: failed.append(facts))
+    runtime.start()
+    for _ in range(3):
+        runtime.device_failed("cpu", "broken")
+    assert runtime.stop(ANSWER_S)
+    assert failed == [("cpu", "broken")]

@@ -11,7 +11,7 @@ from onnx import helper
 
 from service.engine.options import SessionPlan, plan_session
 from service.engine.session import OnnxSession, OtherShapeError, _translate
-from service.errors import ExecutionFailed, ModelLoadError, OutOfMemory
+from service.errors import DeviceFailed, ExecutionFailed, ModelLoadError, OutOfMemory
 from service.tensor import DataType, TensorSpec
 from tests.support import onnx_models
 from tests.unit.engine.support import CPU, GPU, config_of, session_of
@@ -116,6 +116,15 @@ def test_a_sequence_is_not_a_tensor(tmp_path: Path) -> None:
     [
         (RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer"), OutOfMemory),
         (RuntimeError("CUDA failure 2: out of memory ; GPU=0"), OutOfMemory),
+        (RuntimeError("CUDA error 2: whatever the words are"), OutOfMemory),
+        (RuntimeError("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=h"), DeviceFailed),
+        (
+            RuntimeError("[ONNXRuntimeError] : 1 : FAIL : ... CUDA failure 719: unspecified launch failure"),
+            DeviceFailed,
+        ),
+        (RuntimeError("CUDA failure 214: uncorrectable ECC error encountered ; GPU=1"), DeviceFailed),
+        (RuntimeError("CUDA failure 1: invalid argument ; GPU=0"), ExecutionFailed),
+        (RuntimeError("CUDA failure 98: invalid device function ; GPU=0"), ExecutionFailed),
         (RuntimeError("first line\nstd::bad_alloc"), OutOfMemory),
         (MemoryError(), OutOfMemory),
         (RuntimeError("Got invalid dimensions for output: y"), OtherShapeError),

@@ -137,7 +137,7 @@ def test_a_bad_request_is_answered_and_counted() -> None:
 def test_a_draining_server_accepts_nothing() -> None:
     """What arrives after the beginning of the end is refused with Triton's words and a hint to try elsewhere."""
     handler, served, _ = serving()
-    handler.accepting = False
+    handler.stopping = "no new requests are accepted"
     call = FakeCall()
     handler(message(), call)
     (error,) = call.answers

@@ -22,6 +22,7 @@ LEAVES = [
 
 # Where existing clients match on the code, it is Triton's.
 EXPECTED = {
+    "DeviceFailed": "UNAVAILABLE",
     "InvalidRequest": "INVALID_ARGUMENT",
     "MessageTooLarge": "RESOURCE_EXHAUSTED",
     "UnsupportedFeature": "UNIMPLEMENTED",

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.batch import CloseReason
 from service.clock import NS_PER_MS, NS_PER_S
+from service.engine.nvml import GpuReading
 from service.metrics import MetricsRegistry, ModelMetrics, ModelState
 from service.metrics.buckets import DURATION_BOUNDS_NS
 from service.metrics.catalogue import MODEL_FAMILIES
@@ -45,7 +46,7 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 def busy() -> MetricsRegistry:
     """One model with something of everything."""
     registry = MetricsRegistry(clock=lambda: 1 * NS_PER_S)
-    state = ModelState(True, 3, 7, 20 * NS_PER_MS, 1_500 * NS_PER_MS, 1.25, 0.98, 0.03)
+    state = ModelState(True, 3, 7, 20 * NS_PER_MS, 1_500 * NS_PER_MS, 1.25, 0.98, 0.03, 48)
     metrics = ModelMetrics("m", "1", lambda: state)
     shard, other = metrics.shard(), metrics.shard()
     shard.record_batch(
@@ -61,6 +62,7 @@ def busy() -> MetricsRegistry:
     registry.add(metrics)
     registry.add_device("cpu", "CPUExecutionProvider")
     registry.record_unrouted("unknown_model")
+    registry.gpus = lambda: [GpuReading("GPU-1", 0.5, 1, 2, 3.0, 4.0, 5.0)]
     return registry
 
 
@@ -109,7 +111,9 @@ def test_what_is_ours_has_its_values(busy: MetricsRegistry) -> None:
     assert value(samples, "onclock_queue_rows") == 7
     assert value(samples, "onclock_latency_scale") == 1.25
     assert value(samples, "onclock_model_load_seconds") == 1.5
+    assert value(samples, "onclock_batch_rows_limit") == 48
     assert value(samples, "onclock_model_ready") == 1
+    assert samples["onclock_device_healthy", frozenset({("device", "cpu")})] == 1
     assert samples["onclock_device_info", frozenset({("device", "cpu"), ("provider", "CPUExecutionProvider")})] == 1
     assert samples["onclock_unrouted_requests_total", frozenset({("reason", "unknown_model")})] == 1
     assert samples["process_resident_memory_bytes", frozenset()] > 1e6
