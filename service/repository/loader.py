@@ -26,6 +26,7 @@ from service.errors import ConfigError, DeviceFailed, ModelLoadError, ServiceErr
 from service.metrics import ModelMetrics
 from service.model import Model
 from service.repository.layout import ModelFiles, VersionFiles
+from service.repository.neighbours import Neighbour
 from service.repository.policy import latency_model, queue_policy
 from service.scheduler import QueuePolicy
 
@@ -41,7 +42,8 @@ class LoadOptions:
 
 @dataclass(slots=True)
 class Loaded:
-    """A loaded version: the model, its configuration, what was decided for it and what it took."""
+    """A loaded version: the model, its configuration, what was decided for it and what it took; what it is to its
+    neighbours, if its latency was measured."""
 
     model: Model
     completed: Completed
@@ -49,6 +51,7 @@ class Loaded:
     load_ns: int
     profiled_from_cache: bool
     memory_bytes: int
+    neighbour: Neighbour | None = None
 
 
 @dataclass(slots=True)
@@ -118,7 +121,13 @@ class Loader:
         completed = replace(completed, config=config)
         load_ns = now_ns() - start_ns
         built.load_ns = load_ns
-        return Loaded(built, completed, notes, load_ns, from_cache, max(0, resident_bytes() - memory_before))
+        neighbour = None
+        if measured is not None:
+            slots = {p.device.name: (min(p.count, p.device.slots), p.device.slots) for p in placed}
+            shortest_ns = measured.table[min(measured.table)].p50_ns
+            neighbour = Neighbour(config.name, slots, config.objective.slo_ns, shortest_ns)
+        grown = max(0, resident_bytes() - memory_before)
+        return Loaded(built, completed, notes, load_ns, from_cache, grown, neighbour)
 
     def _build(
         self,

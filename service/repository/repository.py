@@ -21,6 +21,7 @@ from service.metrics import MetricsRegistry
 from service.model import Model
 from service.repository.layout import ModelFiles, VersionFiles, scan
 from service.repository.loader import Loaded, Loader
+from service.repository.neighbours import conflicts
 from service.repository.version_policy import (
     Event,
     VersionState,
@@ -32,6 +33,9 @@ from service.repository.version_policy import (
 log = logging.getLogger(__name__)
 
 _MEBIBYTE = 1 << 20
+
+# One slow model among a thousand is said a few times, not a thousand.
+MAX_CONFLICTS = 3
 
 
 class LoadProgress(Protocol):
@@ -197,9 +201,19 @@ class ModelRepository:
             return
         for note in loaded.notes:
             log.info("model note", extra={"model": name, "version": number, "note": note})
+        for conflict in self._conflicts(loaded)[:MAX_CONFLICTS]:
+            log.warning("promises that break each other", extra={"model": name, "version": number, "detail": conflict})
         self._publish(entry, loaded)
         log.info("model ready", extra={"model": name, "version": number, **_facts(loaded)})
         progress.loaded(name, number, loaded.load_ns / NS_PER_S)
+
+    def _conflicts(self, loaded: Loaded) -> list[str]:
+        """What is to be said about a new model and those that are ready."""
+        if loaded.neighbour is None:
+            return []
+        with self._lock:
+            present = [e.loaded.neighbour for entries in self._entries.values() for e in entries.values() if e.loaded]
+        return conflicts(loaded.neighbour, (other for other in present if other is not None))
 
     def _publish(self, entry: Entry, loaded: Loaded) -> None:
         model = loaded.model

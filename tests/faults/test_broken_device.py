@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +11,22 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from onnx import helper
 
 from service.server import EXIT_DEVICE_FAILED
 from tests.support import onnx_models
 from tests.support.client import Client, arrays, request
-from tests.support.onnx_models import make_model, value, write_model
+from tests.support.onnx_models import write_model
 from tests.support.server import ROOT, RunningServer, running_server
 
 X = np.arange(4, dtype=np.float32).reshape(1, 4)
 FOREVER = np.array(10**15, np.int64)
 ILLEGAL = "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=h ; expr=cudaStreamSynchronize"
 FAULTS = Path(__file__).parents[1] / "support" / "faults"
-# 16 MiB for each row while it is computed, and memory for six rows of them.
-COLUMNS = 4 << 20
+# Memory for six rows of the hungry model.
 ROOM = 100 << 20
 MAX_ROWS = 16
 NO_ARENA = """parameters { key: "enable_mem_arena" value { string_value: "0" } }
 """
-
-StartFaulty = Callable[..., tuple[RunningServer, Path]]
-
-
-def hungry() -> Any:
-    """`x` FP32 [N, 4] -> `y` = its largest element, by way of 16 MiB for each row."""
-    nodes = [
-        helper.make_node("Tile", ["x", "repeats"], ["wide"]),
-        helper.make_node("ReduceMax", ["wide"], ["y"], axes=[1], keepdims=1),
-    ]
-    constants = {"repeats": np.array([1, COLUMNS // 4], np.int64)}
-    return make_model("hungry", nodes, [value("x", "FP32", ["N", 4])], [value("y", "FP32", ["N", 1])], constants)
 
 
 @pytest.fixture
@@ -135,7 +121,7 @@ def test_an_ordinary_error_of_the_device_library_breaks_nothing(
 @pytest.fixture
 def starved(tmp_path: Path, fault: Path, environment: dict[str, str]) -> Iterator[tuple[RunningServer, Client]]:
     """A server whose model had memory for its largest batch while it was measured, and now has it for six rows."""
-    write_model(tmp_path / "models", "hungry", hungry(), config=f"max_batch_size: {MAX_ROWS}\n{NO_ARENA}")
+    write_model(tmp_path / "models", "hungry", onnx_models.hungry(), config=f"max_batch_size: {MAX_ROWS}\n{NO_ARENA}")
     flags = ("--metrics-port", "0", "--profile-budget-ms", "3000")
     with running_server(tmp_path / "models", *flags, environment=environment) as server:
         client = Client(server.channel())
@@ -155,7 +141,7 @@ def test_out_of_memory(starved: tuple[RunningServer, Client]) -> None:
     many = np.arange(MAX_ROWS * 4, dtype=np.float32).reshape(MAX_ROWS, 4)
     assert np.array_equal(arrays(client.infer(request("hungry", {"x": many})))["y"], many[:, 3:])
     line = next(line for line in metrics(server).splitlines() if line.startswith("onclock_batch_rows_limit"))
-    assert 1 <= int(line.split()[-1]) <= ROOM // (COLUMNS * 4)
+    assert 1 <= int(line.split()[-1]) <= ROOM // onnx_models.HUNGRY_BYTES
     assert not server.log_lines("a device has failed: the server drains and ends")
 
 

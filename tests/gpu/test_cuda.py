@@ -29,7 +29,17 @@ EXACT = """optimization { execution_accelerators { gpu_execution_accelerator {
 } } }
 """
 TOLERANCE = 1e-4
+ORDINARY_MEMORY = EXACT.replace(
+    "optimization {", "optimization { input_pinned_memory { enable: false } output_pinned_memory { enable: false }", 1
+)
 REQUESTS = 8
+# A model whose rows need 16 MiB each while they are computed, in an arena that holds a handful of them.
+HUNGRY_ROWS = 64
+HUNGRY = f"""max_batch_size: {HUNGRY_ROWS}
+optimization {{ execution_accelerators {{ gpu_execution_accelerator {{
+  name: "cuda" parameters {{ key: "gpu_mem_limit" value: "134217728" }}
+}} }} }}
+"""
 ROWS = 3
 VOCABULARY = 100
 
@@ -65,6 +75,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(root, "wide", onnx_models.matmul_stack(2, 1024), config=EXACT)
     write_model(root, "wide_tf32", onnx_models.matmul_stack(2, 1024))
     write_model(root, "on_cpu", onnx_models.mlp(), config="instance_group { kind: KIND_CPU count: 1 }\n")
+    write_model(root, "hungry", onnx_models.hungry(), config=HUNGRY)
+    write_model(root, "ordinary_memory", onnx_models.conv_net(64), config=ORDINARY_MEMORY)
     # 64 MiB of weights in an arena of 32.
     little = EXACT.replace('"use_tf32" value: "0"', '"gpu_mem_limit" value: "33554432"')
     write_model(root, "too_large", onnx_models.matmul_stack(1, 4096), config=little)
@@ -133,3 +145,33 @@ def test_a_model_too_large_for_its_memory_is_refused_alone(server: RunningServer
     assert index["too_large"].state == "UNAVAILABLE"
     assert "memory" in index["too_large"].reason.lower()
     assert index["wide"].state == "READY"
+
+
+def test_page_locked_and_ordinary_memory_give_the_same(repository: Path, server: RunningServer, client: Client) -> None:
+    """Where batches are gathered changes how long they take to copy, not what comes of them; nothing was refused."""
+    session = corpus.open_session(corpus.model_file(repository / "ordinary_memory"))
+    for seed in range(REQUESTS):
+        inputs = drawn("conv_net", session, seed)
+        locked, ordinary = (arrays(client.infer(request(name, inputs))) for name in ("conv_net", "ordinary_memory"))
+        assert not corpus.differences(locked, ordinary, TOLERANCE)
+    assert not server.log_lines("buffers are not page-locked: copies to the GPU are slower")
+
+
+def test_out_of_memory_is_learned(client: Client, server: RunningServer) -> None:
+    """A cap far too high for the arena: every request that fits alone is answered, and the limit is a metric."""
+    sent = [np.full((1, 4), number, np.float32) for number in range(2 * HUNGRY_ROWS)]
+    futures = [client.infer_future(request("hungry", {"x": x})) for x in sent]
+    for x, future in zip(sent, futures, strict=True):
+        assert np.array_equal(arrays(future.result(60))["y"], x[:, :1])
+    text = urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
+    (line,) = (x for x in text.splitlines() if x.startswith("onclock_batch_rows_limit") and '"hungry"' in x)
+    assert 1 <= int(line.split()[-1]) < HUNGRY_ROWS
+
+
+def test_the_gpu_has_metrics(server: RunningServer) -> None:
+    """NVML's figures of the card, under its UUID."""
+    text = urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
+    for name in ("nv_gpu_utilization", "nv_gpu_memory_total_bytes", "nv_gpu_memory_used_bytes", "nv_gpu_power_usage"):
+        line = next(line for line in text.splitlines() if line.startswith(f"{name}{{gpu_uuid="))
+        assert "e+" not in line
+        assert DEVICES.gpus[0].uuid in line

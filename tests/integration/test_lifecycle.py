@@ -418,3 +418,17 @@ def test_requests_while_loading_are_refused_with_the_reason(tmp_path: Path) -> N
         assert "is not at ready state" in early.details()
         server.wait_ready()
         assert np.array_equal(arrays(client.infer(request("m11", {"x": X})))["y"], X)
+
+
+def test_models_that_break_each_others_promise_are_reported(tmp_path: Path) -> None:
+    """A slow one beside one with a short objective: the log names both; the two that go together are not mentioned."""
+    objective = 'parameters { key: "latency_slo_ms" value { string_value: "20" } }\n'
+    write_model(tmp_path, "fast", onnx_models.identity(), config=objective)
+    write_model(tmp_path, "easy", onnx_models.mlp(), config=objective)
+    write_model(tmp_path, "slow", onnx_models.slow_for(100))
+    with running_server(tmp_path, "--cpu-run-slots", "1") as server:
+        said = [line["detail"] for line in server.log_lines("promises that break each other")]
+    assert len(said) == 2
+    for detail, name in zip(sorted(said, key=lambda text: "'easy'" not in text), ("easy", "fast"), strict=True):
+        assert detail.startswith("model 'slow' takes ")
+        assert f"requests for '{name}'" in detail

@@ -478,6 +478,24 @@ def dynamic_quantised(inputs: int = 16, outputs: int = 8, seed: int = 0) -> onnx
     )
 
 
+# What a row of `hungry` needs while it is computed.
+HUNGRY_BYTES = 16 << 20
+
+
+def hungry() -> onnx.ModelProto:
+    """`x` FP32 [N, 4] -> `y` FP32 [N, 1], its largest element, by way of `HUNGRY_BYTES` for each row."""
+    return make_model(
+        "hungry",
+        [
+            helper.make_node("Tile", ["x", "repeats"], ["wide"]),
+            helper.make_node("ReduceMax", ["wide"], ["y"], axes=[1], keepdims=1),
+        ],
+        [value("x", "FP32", ["N", 4])],
+        [value("y", "FP32", ["N", 1])],
+        {"repeats": np.array([1, HUNGRY_BYTES // 16], np.int64)},
+    )
+
+
 def branching(columns: int = 4) -> onnx.ModelProto:
     """`x` FP32 [N, columns], `negate` BOOL [1] -> `y` = -x or x, through an `If` with two sub-graphs."""
     then_branch = helper.make_graph(
