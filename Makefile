@@ -4,6 +4,7 @@
 #   make test       the whole test suite         make lint types   what CI checks besides
 #   make load       a load test against `make serve`; `make load SCENARIO=step` another one
 #   make sim        the scheduler in simulation  make bench        the benchmarks (Linux, two cores)
+#   make bench-gpu  what only a GPU can show
 
 PYTHON ?= python3
 VENV ?= .venv
