@@ -31,6 +31,9 @@ HEADROOM = 2.0
 OVERLOADED = 0.3
 # ... and from then on for as long as it refuses this share of those that are still read.
 STILL_OVERLOADED = 0.05
+# ... but not for fewer calls in a window than this. Reading and refusing them costs a few milliseconds of 50 or more;
+# and a handful of requests that could not be met, whatever the reason, says nothing about those that come next.
+MIN_OFFERED = 50
 # However deep the overload, one call in twenty is read: without them nobody would notice its end.
 MAX_SHARE = 0.95
 # Weight of the newest window.
@@ -62,7 +65,8 @@ class Thinning:
         kept = arrived - sum(load.refused for load in loads)
         wanted = 0.0
         least = STILL_OVERLOADED if self.share else OVERLOADED
-        if arrived and all(load.refused >= least * load.arrived and not load.ranked for load in loads if load.arrived):
+        enough = arrived > 0 and arrived + thinned >= MIN_OFFERED
+        if enough and all(load.refused >= least * load.arrived and not load.ranked for load in loads if load.arrived):
             wanted = max(0.0, 1.0 - HEADROOM * max(kept, 0) / (arrived + thinned))
         # Falling load ends the thinning at once; rising load is followed over a few windows.
         self.share = min(MAX_SHARE, wanted if wanted < self.share else self.share + STEP * (wanted - self.share))

@@ -15,13 +15,16 @@ from service.frontend import inference as inference_module
 from service.frontend.call import MAX_HAND_OVER_NS, MAX_LOOK_NS, NO_LULL, Lull
 from service.frontend.codec import encode as encode_module
 from service.frontend.inference import CLIENT_MARGIN_NS, InferenceHandler
-from service.frontend.thinning import WINDOW_NS
+from service.frontend.thinning import MIN_OFFERED, WINDOW_NS
 from service.metrics import MetricsRegistry
 from service.pb.grpc_service_pb2 import ModelInferResponse
 from service.request import InferenceRequest
 from service.scheduler import QueuePolicy
 from tests.support.client import arrays, request
 from tests.unit.frontend.served import FakeModel, FakeRepository, model, output
+
+# Calls in a window of deep overload.
+CALLS = 2 * MIN_OFFERED
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
@@ -199,11 +202,11 @@ class Clock:
 
 
 def overload(clock: Clock, handler: InferenceHandler, served: SubmittingModel, windows: int) -> tuple[int, int]:
-    """Windows of 20 calls, nine in ten of the read ones refused: how many calls the gate turned away, of how many."""
+    """Windows of `CALLS` calls, nine in ten of the read ones refused: how many calls the gate turned away, of how many."""
     turned_away = 0
     for _ in range(windows):
         clock.ns += WINDOW_NS
-        for number in range(20):
+        for number in range(CALLS):
             handler.lull()
             error = handler.gate()
             if error is None:
@@ -213,7 +216,7 @@ def overload(clock: Clock, handler: InferenceHandler, served: SubmittingModel, w
                 assert isinstance(error, Overloaded)
                 assert error.retry_after_ns == WINDOW_NS
                 turned_away += 1
-    return turned_away, 20 * windows
+    return turned_away, CALLS * windows
 
 
 def test_the_gate_is_open_while_requests_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,10 +279,10 @@ def test_a_share_is_refused_by_an_ingress_that_refuses_by_itself(monkeypatch: py
     share = 0.0
     for _ in range(20):
         clock.ns += WINDOW_NS
-        for number in range(round(20 * (1 - share))):
+        for number in range(round(CALLS * (1 - share))):
             handler(message(), FakeCall())
             served.refused += number % 10 != 0
-        unseen = 20 - round(20 * (1 - share))
+        unseen = CALLS - round(CALLS * (1 - share))
         reported += unseen
         handler.lull()
         share = handler.share(unseen)

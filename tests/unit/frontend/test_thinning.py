@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.clock import NS_PER_MS, NS_PER_S
-from service.frontend.thinning import HEADROOM, MAX_SHARE, WINDOW_NS, ModelLoad, Thinning, window_ns
+from service.frontend.thinning import HEADROOM, MAX_SHARE, MIN_OFFERED, WINDOW_NS, ModelLoad, Thinning, window_ns
 
 loads = st.lists(
     st.integers(0, 5000).flatmap(lambda n: st.builds(ModelLoad, st.just(n), st.integers(0, n))), min_size=0, max_size=4
@@ -31,6 +31,16 @@ def test_a_model_with_priorities_is_not_thinned() -> None:
 def test_nothing_is_thinned_while_requests_are_served() -> None:
     """A model that refuses little keeps every call."""
     assert after((0, [ModelLoad(1000, 100)])).share == 0.0
+
+
+def test_a_few_refusals_are_no_overload() -> None:
+    """One request that cannot be met, alone in its window, must not cost the next ones their answer."""
+    for arrived in range(1, MIN_OFFERED):
+        assert after((0, [ModelLoad(arrived, arrived)])).share == 0.0
+    assert after((0, [ModelLoad(MIN_OFFERED, MIN_OFFERED)])).share > 0.0
+    deep = (0, [ModelLoad(1000, 1000)])
+    assert after(deep, (MIN_OFFERED, [ModelLoad(1, 1)])).share > 0.0
+    assert after(deep, (3, [ModelLoad(1, 1)])).share == 0.0
 
 
 def test_deep_overload_is_thinned_to_what_is_served_and_some_more() -> None:
