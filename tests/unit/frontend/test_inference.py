@@ -202,7 +202,7 @@ class Clock:
 
 
 def overload(clock: Clock, handler: InferenceHandler, served: SubmittingModel, windows: int) -> tuple[int, int]:
-    """Windows of `CALLS` calls, nine in ten of the read ones refused: how many calls the gate turned away, of how many."""
+    """Windows of `CALLS` calls, nine in ten of the read ones refused: how many the gate turned away, of how many."""
     turned_away = 0
     for _ in range(windows):
         clock.ns += WINDOW_NS
