@@ -11,7 +11,7 @@ import datetime as dt
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from benchmarks import efficiency, goodput, microbench, overhead
 from benchmarks.harness import BenchmarkError, Settings, environment, parse_settings, say
@@ -20,7 +20,8 @@ from benchmarks.report import Report, publish
 
 # Seconds measured per run, quick and full. Goodput counts events that are rare (late answers), so it looks longest; a
 # batch of the heavy model takes a tenth of a second, so efficiency needs dozens of them.
-BENCHMARKS: tuple[tuple[str, Callable[[Settings], Report], float, float], ...] = (
+Benchmark = tuple[str, Callable[[Settings], Report], float, float]
+BENCHMARKS: tuple[Benchmark, ...] = (
     ("microbench", microbench.run, 0.2, 1.0),
     ("overhead", overhead.run, 1.5, 5.0),
     ("efficiency", efficiency.run, 4.0, 8.0),
@@ -36,14 +37,26 @@ def main() -> int:
     header = environment()
     if header["idle_share_before"] < QUIET:
         say(f"the machine is only {header['idle_share_before']:.0%} idle: figures will be worse than they are")
-    reports: list[Report] = []
-    failures: list[str] = []
     try:
         build_loadgen()
     except BenchmarkError as error:
         say(str(error))
         return 1
-    for name, benchmark, quick_s, full_s in BENCHMARKS:
+    reports, failures = run_all(settings, BENCHMARKS)
+    date = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H%M")
+    for report in reports:
+        for index, picture in enumerate(report.pictures):
+            report.pictures[index] = picture.with_name(f"{date}{picture.suffix}")
+            shutil.copyfile(picture, report.pictures[index])
+    publish(settings, reports, date, {**header, "could_not_run": failures})
+    return 1 if failures else 0
+
+
+def run_all(settings: Settings, benchmarks: Sequence[Benchmark]) -> tuple[list[Report], list[str]]:
+    """The reports of those that could run, and why the others could not."""
+    reports: list[Report] = []
+    failures: list[str] = []
+    for name, benchmark, quick_s, full_s in benchmarks:
         window_s = settings.window_s or (quick_s if settings.quick else full_s)
         start = time.monotonic()
         try:
@@ -52,13 +65,7 @@ def main() -> int:
         except BenchmarkError as error:
             failures.append(f"{name}: {error}")
             say(f"{name} could not run: {error}")
-    date = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H%M")
-    for report in reports:
-        for index, picture in enumerate(report.pictures):
-            report.pictures[index] = picture.with_name(f"{date}{picture.suffix}")
-            shutil.copyfile(picture, report.pictures[index])
-    publish(settings, reports, date, {**header, "could_not_run": failures})
-    return 1 if failures else 0
+    return reports, failures
 
 
 if __name__ == "__main__":

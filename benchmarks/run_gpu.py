@@ -10,37 +10,33 @@ import dataclasses
 import sys
 
 from benchmarks import efficiency, overhead, pool
-from benchmarks.harness import BenchmarkError, parse_settings, say
+from benchmarks.harness import BenchmarkError, environment, parse_settings, say
 from benchmarks.load import build_loadgen
-from benchmarks.report import Report, publish
+from benchmarks.report import publish
+from benchmarks.run import Benchmark, run_all
+from service.engine.devices import find_devices
 
-BENCHMARKS = ((pool.run, 0.5, 3.0), (overhead.run, 1.0, 3.0), (efficiency.run, 1.5, 4.0))
+BENCHMARKS: tuple[Benchmark, ...] = (
+    ("pool", pool.run, 0.5, 3.0),
+    ("overhead", overhead.run, 1.0, 3.0),
+    ("efficiency", efficiency.run, 1.5, 4.0),
+)
 
 
 def main() -> int:
     """Run everything; the exit status is 1 if something could not run."""
-    from service.engine.devices import find_devices
-
     settings = dataclasses.replace(parse_settings("What only a GPU can show", 0.0, 0.0), device="cuda")
     devices = find_devices("auto", cpu_slots=1, gpu_slots=1, cpu_threads=1)
     if not devices.gpus:
         say(f"nothing was measured: {devices.why}")
         return 0
-    reports: list[Report] = []
-    failures: list[str] = []
     try:
         build_loadgen()
     except BenchmarkError as error:
         say(str(error))
         return 1
-    for benchmark, quick_s, full_s in BENCHMARKS:
-        window_s = settings.window_s or (quick_s if settings.quick else full_s)
-        try:
-            reports.append(benchmark(dataclasses.replace(settings, window_s=window_s)))
-        except BenchmarkError as error:
-            failures.append(str(error))
-            say(str(error))
-    publish(settings, reports, "gpu", {"gpu": devices.why, "could_not_run": failures})
+    reports, failures = run_all(settings, BENCHMARKS)
+    publish(settings, reports, "gpu", {**environment(), "gpu": devices.why, "could_not_run": failures})
     return 1 if failures else 0
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from loadtests import charts
 from loadtests.charts import Curve
 from loadtests.errors import LoadTestError
-from loadtests.outcome import OK, latency_ns
+from loadtests.outcome import DEADLINE_EXCEEDED, OK, UNAVAILABLE, latency_ns
 from loadtests.payload import templates
 from loadtests.plan import pacer_of
 from loadtests.records import Run
@@ -68,7 +68,8 @@ class Sweep:
 def measure_table(prepared: Prepared, watch: Watch | None = None) -> dict[int, float]:
     """Median latency (seconds) of requests of 1, 2, 3, 5, ... rows, one at a time, as the client sees it.
 
-    Raises `LoadTestError` when a size is never answered.
+    It ends before the first size that the server refuses for want of time: no batch of that size could be in time, so
+    that the optimum has none either. Raises `LoadTestError` when a size is not answered for another reason.
     """
     entry, info = prepared.scenario.load[0], prepared.models[0]
     most = info.max_batch_size or FALLBACK_ROWS if info.batched else 1
@@ -90,10 +91,17 @@ def measure_table(prepared: Prepared, watch: Watch | None = None) -> dict[int, f
         run = execute(Prepared(scenario, prepared.server_name, (info,), (made,)), None, watch)
         latencies = latency_ns(run.counted)[run.counted["status"] == OK]
         if not len(latencies):
+            if table and refused_for_time(run.counted["status"]):
+                break
             words = [word for words in run.info.messages.values() for word in words]
             raise LoadTestError(f"no request of {rows} rows was answered, so there is no latency table: {words}")
         table[rows] = float(np.median(latencies)) / 1e9
     return table
+
+
+def refused_for_time(status: npt.NDArray[np.int16]) -> bool:
+    """Whether all of these statuses, and there are some, are those of requests that need longer than they have."""
+    return len(status) > 0 and bool(np.isin(status, (DEADLINE_EXCEEDED, UNAVAILABLE)).all())
 
 
 def read_table(path: Path) -> dict[int, float]:

@@ -181,10 +181,13 @@ class Model:
         try:
             executed = instance.run(segments, dispatch.rows, dispatch.bucket)
         except DeviceFailed as error:
-            self._device_failed(dispatch, segments, error)
+            self._device_failed(dispatch, error)
             return None, 0
         except ServiceError as error:
-            self._retry_split(dispatch, segments, instance, error)
+            try:
+                self._retry_split(dispatch, segments, instance, error)
+            except DeviceFailed as device_error:
+                self._device_failed(dispatch, device_error)
             return None, 0
         if not self._begin_answering(dispatch):
             return None, 0
@@ -276,7 +279,10 @@ class Model:
     def _retry_split(
         self, dispatch: Dispatch, segments: Sequence[Segment], instance: Instance, error: ServiceError
     ) -> None:
-        """Run a failed batch again in halves, each half in halves again, until only what fails by itself is left."""
+        """Run a failed batch again in halves, each half in halves again, until only what fails by itself is left.
+
+        Raises `DeviceFailed`: what has no answer by then will have none from this device.
+        """
         rows = sum(segment.rows for segment in segments)
         smaller = isinstance(error, OutOfMemory) and rows > 1 and self.config.joins_requests
         if len(segments) == 1 and not smaller:
@@ -294,8 +300,8 @@ class Model:
             rows = sum(segment.rows for segment in half)
             try:
                 executed = instance.run(half, rows, rows)
-            except DeviceFailed as device_error:
-                self._device_failed(dispatch, half, device_error)
+            except DeviceFailed:
+                raise
             except ServiceError as half_error:
                 self._retry_split(dispatch, half, instance, half_error)
             else:
@@ -332,9 +338,9 @@ class Model:
         for segment in dispatch.segments:
             self._give_up(segment, error)
 
-    def _device_failed(self, dispatch: Dispatch, segments: Sequence[Segment], error: DeviceFailed) -> None:
-        """The device is broken: nothing is tried again there, and the runtime is told."""
-        for segment in segments:
+    def _device_failed(self, dispatch: Dispatch, error: DeviceFailed) -> None:
+        """The device is broken: nothing of the batch is tried again there, and the runtime is told."""
+        for segment in dispatch.segments:
             self._give_up(segment, error)
         self._runtime.device_failed(dispatch.slot.device, str(error))
 

@@ -2,7 +2,7 @@
 
 Promise: only the devices that models run on, told apart by their UUID, since CUDA and NVML number them differently.
 What a device cannot tell (a slice of a GPU has no power meter) is None, and a library that is missing or fails costs
-the figures, never the server. A reading takes a few hundred microseconds and is made once per scrape.
+the figures, never the server. Read once per scrape.
 """
 
 from __future__ import annotations

@@ -221,6 +221,7 @@ def test_a_device_that_breaks_in_a_second_try(serve: Any) -> None:
     served.answers.wait(16)
     assert served.answers.count == 16
     assert isinstance(served.answers.error_of(sent[0]), DeviceFailed)
+    assert session.runs == [16, 8]
     assert [device for device, _ in served.failed_devices] == ["cpu"]
 
 
