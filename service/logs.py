@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
@@ -44,6 +45,62 @@ def configure(level: str, log_format: LogFormat, stream: TextIO | None = None) -
         root.removeHandler(old)
     root.addHandler(handler)
     logging.getLogger(ROOT).setLevel(LEVELS[level])
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """What is logged, as the protocol lets it be changed while the server runs: each severity by itself; `verbose` > 0
+    adds the lines of debug. `log_format`: json, text, ISO8601 (the same) or default (as the server was started)."""
+
+    info: bool = True
+    warning: bool = True
+    error: bool = True
+    verbose: int = 0
+    log_format: str = "default"
+
+
+class LogControl:
+    """Changes what is logged after `configure`. Used by one thread at a time."""
+
+    def __init__(self, level: str, log_format: LogFormat) -> None:
+        number = LEVELS[level]
+        self._started_with = log_format
+        self.settings = LogSettings(
+            number <= logging.INFO, number <= logging.WARNING, number <= logging.ERROR, int(number <= logging.DEBUG)
+        )
+
+    def apply(self, settings: LogSettings) -> None:
+        """Log by `settings` from now on."""
+        self.settings = settings
+        stated = self._started_with if settings.log_format == "default" else settings.log_format
+        formatter = JsonFormatter() if stated == "json" else TextFormatter()
+        shown = {
+            logging.DEBUG: settings.verbose > 0,
+            logging.INFO: settings.info,
+            logging.WARNING: settings.warning,
+            logging.ERROR: settings.error,
+            logging.CRITICAL: settings.error,
+        }
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler.formatter, JsonFormatter | TextFormatter):
+                handler.setFormatter(formatter)
+                for old in [f for f in handler.filters if isinstance(f, _Severities)]:
+                    handler.removeFilter(old)
+                handler.addFilter(_Severities(shown))
+        # Hot callers ask the logger, not the handler, whether a line is worth making.
+        least = min((level for level, on in shown.items() if on), default=logging.CRITICAL + 1)
+        logging.getLogger(ROOT).setLevel(least)
+
+
+class _Severities(logging.Filter):
+    """Lets the records of chosen severities through."""
+
+    def __init__(self, shown: dict[int, bool]) -> None:
+        super().__init__()
+        self._shown = shown
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self._shown.get(record.levelno, True)
 
 
 class JsonFormatter(logging.Formatter):

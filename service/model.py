@@ -33,6 +33,7 @@ from service.metrics import ModelMetrics, ModelShard, ModelState
 from service.request import BatchOutput, InferenceRequest, OutputPart, ShapeClass, halves, refusal_error
 from service.scheduler import Dispatch, LatencyModel, QueuePolicy, Refusal, RefusalReason, Segment
 from service.tensor import element_count
+from service.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class Model:
         self._incidents = IncidentLimiter()
         self._incidents_lock = threading.Lock()
         self.load_ns: int | None = None
+        self.tracer: Tracer | None = None
         self.queue = runtime.add(policy, latency)
 
     def __repr__(self) -> str:
@@ -206,7 +208,7 @@ class Model:
             dispatch.expected_ns,
             dispatch.slack_ns,
         )
-        self._shard().record_batch(record, answered)
+        self._record(record, answered)
         late_rows = dispatch.late_rows(done_ns)
         if late_rows:
             self._incident(
@@ -216,6 +218,12 @@ class Model:
                 actual_ms=(done_ns - dispatch.dispatched_ns) / NS_PER_MS,
             )
         return done_ns - dispatch.dispatched_ns, late_rows
+
+    def _record(self, record: BatchRecord, answered: Sequence[InferenceRequest]) -> None:
+        self._shard().record_batch(record, answered)
+        tracer = self.tracer
+        if tracer is not None and tracer.active:
+            tracer.batch(self.name, self.version, record, answered)
 
     def _answer(self, segments: Sequence[Segment], outputs: list[BatchOutput]) -> list[InferenceRequest]:
         """Answer the requests whose last rows these are; the requests that were answered."""
@@ -326,7 +334,7 @@ class Model:
             dispatch.expected_ns,
             dispatch.slack_ns,
         )
-        self._shard().record_batch(record, answered)
+        self._record(record, answered)
 
     def abandon(self, dispatch: Dispatch, error: DeviceFailed) -> None:
         """Answer the requests of a batch that hangs; whatever comes of it later is dropped."""

@@ -25,16 +25,19 @@ from service.engine.options import share_threads
 from service.engine.runtime import Runtime
 from service.errors import DeviceFailed, ModelLoadError
 from service.frontend import native_ingress
+from service.frontend.admin import Admin
 from service.frontend.control import Control
 from service.frontend.health import Health
 from service.frontend.inference import InferenceHandler, unseen
 from service.frontend.ingress import Ingress
 from service.frontend.native_ingress import NativeIngress
 from service.frontend.services import INFER_METHOD, register
+from service.logs import LogControl
 from service.metrics import MetricsPortError, MetricsRegistry, MetricsServer
 from service.repository.loader import Loader, LoadOptions
 from service.repository.repository import LoadProgress, ModelRepository
 from service.state import Phase, ServerState
+from service.tracing import Tracer, TraceSettings
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +77,22 @@ class Server:
         )
         share_threads(settings.cpu_threads_per_slot)
         self._runtime = Runtime(self.devices.all, self._device_failed, int(settings.hung_run_timeout_s * NS_PER_S))
+        self._tracer = Tracer(
+            settings.trace_file,
+            TraceSettings(
+                settings.trace_level == "TIMESTAMPS",
+                settings.trace_rate,
+                settings.trace_count,
+                settings.trace_log_frequency,
+            ),
+        )
         loader = Loader(
             self._runtime,
             self.devices,
             LoadOptions(
                 settings.default_max_batch_size, settings.profile_budget_ms * NS_PER_MS, settings.profile_cache
             ),
+            self._tracer,
         )
         self.repository = ModelRepository(settings.model_repository, loader, self.registry)
         self._control_pool = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
@@ -100,7 +113,9 @@ class Server:
         self._handler.outbox = self._ingress
         self._health = Health(self._stream_pool)
         self._health.register(self._grpc)
-        register(self._grpc, Control(self.repository, self.state), self._stream_pool)
+        admin = Admin(self.repository, self._tracer, LogControl(settings.log_level, settings.log_format))
+        traced = () if settings.trace_file is None else ("trace",)
+        register(self._grpc, Control(self.repository, self.state, traced), admin, self._stream_pool)
         self._metrics = (
             MetricsServer(settings.host, settings.metrics_port, self.registry) if settings.metrics_enabled else None
         )
@@ -240,6 +255,7 @@ class Server:
         self._grpc.stop(grace=_FLUSH_S).wait(_FLUSH_S + _STOP_S)
         self._ingress.stop(_FLUSH_S, _STOP_S)
         ended = self._runtime.stop(_LAST_BATCH_S)
+        self._tracer.close(_FLUSH_S)
         if self._metrics is not None:
             self._metrics.stop()
         self._control_pool.shutdown(wait=False, cancel_futures=True)

@@ -24,6 +24,7 @@ ROWS: dict[str, int] = {
     "service.engine": 2,
     "service.metrics": 2,
     "service.logs": 2,
+    "service.tracing": 2,
     "service.model": 3,
     "service.repository": 4,
     "service.frontend": 5,

@@ -37,10 +37,24 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "default_max_batch_size",
     ),
     "loading and measuring": ("load_parallelism", "profile_budget_ms", "profile_cache"),
-    "logs": ("log_level", "log_format"),
+    "logs and traces": (
+        "log_level",
+        "log_format",
+        "trace_file",
+        "trace_level",
+        "trace_rate",
+        "trace_count",
+        "trace_log_frequency",
+    ),
 }
 
-_PLACEHOLDERS = {"model_repository": "DIR", "profile_cache": "DIR", "host": "ADDRESS", "grace_period_s": "SECONDS"}
+_PLACEHOLDERS = {
+    "model_repository": "DIR",
+    "profile_cache": "DIR",
+    "trace_file": "FILE",
+    "host": "ADDRESS",
+    "grace_period_s": "SECONDS",
+}
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +79,8 @@ def default_text(name: str) -> str:
         return "~/.cache/onclock/profiles"
     if field.default is PydanticUndefined:
         return ""
+    if field.default is None:
+        return "none"
     if isinstance(field.default, bool):
         return str(field.default).lower()
     return "off" if name == "metrics_port" and field.default == METRICS_OFF else str(field.default)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, JsonValue, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -58,6 +58,10 @@ def default_profile_cache() -> Path:
     """`$XDG_CACHE_HOME/onclock/profiles`, by default under `~/.cache` (XDG Base Directory Specification)."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path("~/.cache").expanduser()) / "onclock" / "profiles"
+
+
+# Marks a path that is not a directory's.
+A_FILE: dict[str, JsonValue] = {"path": "file"}
 
 
 class Settings(BaseSettings):
@@ -216,6 +220,26 @@ class Settings(BaseSettings):
         "json", description="json: one JSON object per line on stderr. text: the same for people."
     )
 
+    trace_file: Annotated[Path | None, BeforeValidator(_path_or_none)] = Field(
+        None,
+        json_schema_extra=A_FILE,
+        description="File for traces of sampled requests: when each arrived, was batched, ran and was answered, in "
+        "Triton's format. none = no request can be traced.",
+    )
+    trace_level: Literal["OFF", "TIMESTAMPS"] = Field(
+        "OFF", description="Whether requests are traced from the start. Clients can change it (TraceSetting)."
+    )
+    trace_rate: int = Field(1000, ge=1, le=2**31 - 1, description="Every so many requests one is traced.")
+    trace_count: int = Field(
+        -1, ge=-1, le=2**31 - 1, description="How many requests are traced in all. -1 = without end."
+    )
+    trace_log_frequency: int = Field(
+        0,
+        ge=0,
+        le=2**31 - 1,
+        description="Traces per file, which are then named TRACE_FILE.0, TRACE_FILE.1 and so on. 0 = all in one file.",
+    )
+
     @field_validator("model_repository")
     @classmethod
     def _existing_directories(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
@@ -235,7 +259,7 @@ class Settings(BaseSettings):
             raise ValueError(f"{limit} is less than one message of max_message_bytes ({largest})")
         return limit
 
-    @field_validator("profile_cache")
+    @field_validator("profile_cache", "trace_file")
     @classmethod
     def _expanded(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser()
@@ -283,7 +307,9 @@ def accepted_values(field: FieldInfo) -> str:
     if field.annotation in (int, float):
         kind = "an integer" if field.annotation is int else "a number"
         return f"{kind} from {low} to {high}"
-    return "a directory" if "Path" in str(field.annotation) else "text"
+    if "Path" in str(field.annotation):
+        return "a file" if field.json_schema_extra == A_FILE else "a directory"
+    return "text"
 
 
 def unknown_variables(environment: Iterable[str]) -> list[tuple[str, str | None]]:

@@ -5,6 +5,7 @@ Each method takes a request message and returns a response message or raises a `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version as distribution_version
 from typing import Any
 
@@ -17,16 +18,17 @@ from service.state import ServerState
 from service.tensor import TensorSpec
 
 # Exactly what is supported: clients switch features on by what they find here (perf_analyzer: "statistics").
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "parameters", "schedule_policy", "statistics")
+EXTENSIONS = ("binary_tensor_data", "logging", "model_configuration", "parameters", "schedule_policy", "statistics")
 PLATFORM = "onnxruntime_onnx"
 
 
 class Control:
-    """Answers every unary RPC of the protocol but `ModelInfer`."""
+    """Answers the RPCs that only tell. `extensions`: what is supported because the server was started so."""
 
-    def __init__(self, repository: ModelRepository, state: ServerState) -> None:
+    def __init__(self, repository: ModelRepository, state: ServerState, extensions: Sequence[str] = ()) -> None:
         self._repository = repository
         self._state = state
+        self._extensions = sorted((*EXTENSIONS, *extensions))
 
     def server_live(self, _request: Any) -> Any:
         """True as long as the process can answer, also while it drains."""
@@ -44,7 +46,7 @@ class Control:
     def server_metadata(self, _request: Any) -> Any:
         """Name, version and extensions."""
         return pb.ServerMetadataResponse(
-            name="onclock", version=distribution_version("onclock"), extensions=list(EXTENSIONS)
+            name="onclock", version=distribution_version("onclock"), extensions=self._extensions
         )
 
     def model_metadata(self, request: Any) -> Any:

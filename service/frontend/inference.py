@@ -33,7 +33,6 @@ class InferenceHandler:
     def __init__(self, repository: ModelRepository, registry: MetricsRegistry) -> None:
         self._decoder = Decoder(repository)
         self._registry = registry
-        self._trace = log.isEnabledFor(logging.DEBUG)
         self.stopping = ""
         # Whose answers are to be sent in one go; set when there is one.
         self.outbox: Outbox | None = None
@@ -135,14 +134,14 @@ class InferenceHandler:
             self.fail(request, error)
             return
         call.reply(parts)
-        if self._trace:
+        if log.isEnabledFor(logging.DEBUG):
             self._log(request, "ok", "")
 
     def fail(self, request: InferenceRequest, error: ServiceError) -> None:
         """Answer with an error."""
         call = request.context[1]
         call.fail(error)
-        if self._trace:
+        if log.isEnabledFor(logging.DEBUG):
             self._log(request, error.reason, str(error))
 
     def hold(self) -> None:

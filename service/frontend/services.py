@@ -14,6 +14,7 @@ import grpc
 from google.protobuf import descriptor_pool
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from service.frontend.admin import Admin
 from service.frontend.control import Control
 from service.frontend.health import SERVICE as SERVICE_NAME
 from service.frontend.status import as_service_error, status_of
@@ -24,7 +25,7 @@ INFER_METHOD = f"/{SERVICE_NAME}/ModelInfer"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
 
-def control_methods(control: Control) -> dict[str, Callable[[Any], Any]]:
+def control_methods(control: Control, admin: Admin) -> dict[str, Callable[[Any], Any]]:
     """Method name -> what answers it."""
     return {
         "ServerLive": control.server_live,
@@ -35,12 +36,14 @@ def control_methods(control: Control) -> dict[str, Callable[[Any], Any]]:
         "ModelConfig": control.model_config,
         "ModelStatistics": control.model_statistics,
         "RepositoryIndex": control.repository_index,
+        "TraceSetting": admin.trace_setting,
+        "LogSettings": admin.log_settings,
     }
 
 
-def register(server: grpc.Server, control: Control, streams: ThreadPoolExecutor) -> None:
+def register(server: grpc.Server, control: Control, admin: Admin, streams: ThreadPoolExecutor) -> None:
     """Add the protocol's service (without `ModelInfer`) and reflection to `server`."""
-    offered = control_methods(control)
+    offered = control_methods(control, admin)
     handlers: dict[str, grpc.RpcMethodHandler] = {}
     for method in _SERVICE.methods:
         if method.name in offered:

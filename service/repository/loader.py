@@ -29,6 +29,7 @@ from service.repository.layout import ModelFiles, VersionFiles
 from service.repository.neighbours import Neighbour
 from service.repository.policy import latency_model, queue_policy
 from service.scheduler import QueuePolicy
+from service.tracing import Tracer
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,9 @@ class _Placed:
 class Loader:
     """Loads model versions onto the devices of one runtime. Safe to use from several threads."""
 
-    def __init__(self, runtime: Runtime, devices: Devices, options: LoadOptions) -> None:
+    def __init__(self, runtime: Runtime, devices: Devices, options: LoadOptions, tracer: Tracer | None = None) -> None:
         self._runtime = runtime
+        self._tracer = tracer
         self._devices = devices
         self._options = options
 
@@ -141,6 +143,7 @@ class Loader:
         metrics = ModelMetrics(config.name, str(version))
         model = Model(config, version, policy, latency, pools, self._runtime, metrics)
         metrics.state = model.state
+        model.tracer = self._tracer
         return model
 
     def _place(self, config: ModelConfig) -> list[_Placed]:

@@ -65,9 +65,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dic
     python = python_with(CLIENT)
     repository = tmp_path_factory.mktemp("repository")
     write_repository(repository)
-    with running_server(repository) as server:
+    traces = tmp_path_factory.mktemp("traces") / "trace.json"
+    with running_server(repository, "--trace-file", str(traces)) as server:
         done = subprocess.run(
-            [str(python), str(SCRIPT), server.address],
+            [str(python), str(SCRIPT), server.address, str(traces)],
             capture_output=True,
             text=True,
             timeout=SCRIPT_TIMEOUT_S,

@@ -1,6 +1,6 @@
 """What users of the published Python client do, done with that client: run in an environment of its own.
 
-    python tritonclient_script.py HOST:PORT
+    python tritonclient_script.py HOST:PORT TRACE_FILE
 
 Every `check_*` function is one check; for each one JSON line is printed, with the traceback when it failed. The models
 it expects are written by `test_tritonclient.py`. Nothing here imports from the project: only what a user has.
@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -30,6 +31,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 URL = sys.argv[1]
+TRACE_FILE = Path(sys.argv[2])
 # No check waits longer than this for anything.
 WAIT_S = 20.0
 
@@ -484,6 +486,44 @@ async def check_aio_errors(_: triton.InferenceServerClient) -> None:
                 raise AssertionError(f"no {status}")
 
 
+# Logs and traces
+
+
+def check_log_settings(client: triton.InferenceServerClient) -> None:
+    started = client.get_log_settings(as_json=True)["settings"]
+    assert started["log_format"]["string_param"] == "default", started
+    changed = client.update_log_settings({"log_warning": False, "log_verbose_level": 1}, as_json=True)["settings"]
+    assert changed["log_warning"].get("bool_param", False) is False, changed
+    assert changed["log_verbose_level"]["uint32_param"] == 1, changed
+    back = client.update_log_settings({"log_warning": True, "log_verbose_level": 0}, as_json=True)["settings"]
+    assert back == started, back
+    refused("UNIMPLEMENTED", "log file location", lambda: client.update_log_settings({"log_file": "/tmp/x"}))
+    refused("INVALID_ARGUMENT", "log_format", lambda: client.update_log_settings({"log_format": "xml"}))
+
+
+def check_trace_settings(client: triton.InferenceServerClient) -> None:
+    started = client.get_trace_settings(as_json=True)["settings"]
+    assert started["trace_level"]["value"] == ["OFF"], started
+    assert started["trace_file"]["value"] == [str(TRACE_FILE)], started
+    wanted = {"trace_level": ["TIMESTAMPS"], "trace_rate": "2", "trace_count": "3"}
+    changed = client.update_trace_settings("counted", wanted, as_json=True)["settings"]
+    assert changed["trace_rate"]["value"] == ["2"], changed
+    for number in range(10):
+        client.infer("counted", [tensor("x", rows(1))], request_id=str(number))
+    deadline = time.monotonic() + WAIT_S
+    traces: list[Any] = []
+    while len(traces) < 3 and time.monotonic() < deadline:
+        traces = json.loads(TRACE_FILE.read_text()) if TRACE_FILE.exists() else []
+    assert [trace["request_id"] for trace in traces] == ["0", "2", "4"], traces
+    for trace in traces:
+        times = [time["ns"] for time in trace["timestamps"]]
+        assert times == sorted(times), trace
+    back = client.update_trace_settings("counted", dict.fromkeys(wanted), as_json=True)["settings"]
+    assert back == started, back
+    refused("UNIMPLEMENTED", "trace file", lambda: client.update_trace_settings(settings={"trace_file": "/tmp/x"}))
+    refused("INVALID_ARGUMENT", "unknown model", lambda: client.get_trace_settings("nobody"))
+
+
 # Errors
 
 
@@ -524,8 +564,6 @@ def check_what_is_not_offered_says_so(client: triton.InferenceServerClient) -> N
     refused("UNIMPLEMENTED", "SystemSharedMemoryStatus", client.get_system_shared_memory_status)
     refused("UNIMPLEMENTED", "SystemSharedMemoryUnregister", client.unregister_system_shared_memory)
     refused("UNIMPLEMENTED", "CudaSharedMemoryStatus", client.get_cuda_shared_memory_status)
-    refused("UNIMPLEMENTED", "TraceSetting", client.get_trace_settings)
-    refused("UNIMPLEMENTED", "LogSettings", client.get_log_settings)
     top = [triton.InferRequestedOutput("y", class_count=2)]
     refused("UNIMPLEMENTED", "classification", lambda: client.infer("double", [tensor("x", rows(1))], outputs=top))
 

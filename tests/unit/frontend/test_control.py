@@ -15,14 +15,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service.engine.devices import find_devices
 from service.engine.runtime import Runtime
 from service.errors import InvalidRequest, ModelNotReady, Overloaded, UnknownModel, UnknownVersion
+from service.frontend.admin import Admin
 from service.frontend.control import EXTENSIONS, Control
 from service.frontend.health import SERVICE, Health
 from service.frontend.services import register
+from service.logs import LogControl
 from service.metrics import MetricsRegistry
 from service.pb import grpc_service_pb2 as pb
 from service.repository.loader import Loader, LoadOptions
 from service.repository.repository import ModelRepository
 from service.state import Phase, ServerState
+from service.tracing import Tracer
 from tests.support import onnx_models
 from tests.support.client import TIMEOUT_S, Client
 
@@ -101,6 +104,12 @@ def test_metadata_of_the_server(control: Control) -> None:
     assert tuple(metadata.extensions) == EXTENSIONS
 
 
+def test_metadata_of_a_server_that_was_started_with_more(repository: ModelRepository, state: ServerState) -> None:
+    """What only some servers support is listed by those."""
+    metadata = Control(repository, state, ["trace"]).server_metadata(pb.ServerMetadataRequest())
+    assert tuple(metadata.extensions) == tuple(sorted((*EXTENSIONS, "trace")))
+
+
 def test_metadata_of_models(control: Control) -> None:
     """With the batch dimension where there is one; all ready versions are listed, whichever was asked for."""
     metadata = control.model_metadata(pb.ModelMetadataRequest(name="mlp", version="1"))
@@ -171,12 +180,12 @@ class Serving:
 
 
 @pytest.fixture
-def serving(control: Control) -> Iterator[Serving]:
+def serving(control: Control, repository: ModelRepository) -> Iterator[Serving]:
     with ThreadPoolExecutor(2) as calls, ThreadPoolExecutor(2) as streams:
         server = grpc.server(calls, options=(("grpc.so_reuseport", 0),))
         health = Health(streams)
         health.register(server)
-        register(server, control, streams)
+        register(server, control, Admin(repository, Tracer(None), LogControl("info", "json")), streams)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         own = (("grpc.use_local_subchannel_pool", 1),)
