@@ -66,7 +66,10 @@ TYPED = {
 
 
 def tensor(name: str, array: Any) -> triton.InferInput:
-    return triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)).set_data_from_numpy(array)
+    # In two steps: older clients' `set_data_from_numpy` returns nothing.
+    given = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    given.set_data_from_numpy(array)
+    return given
 
 
 def rows(count: int, seed: int = 0) -> Any:
