@@ -4,7 +4,8 @@ One process on the server's core. Rows per second: requests of one row, joined i
 taken apart, over plain `session.run` on an array that is there already. Latency: one row through the pool, less one
 `run_with_iobinding` on buffers bound once, with whatever copies to the device that needs. Windows alternate.
 
-With `--device cuda` the same on the first GPU, and once more from ordinary instead of page-locked memory. The child
+With `--device cuda` the same on the first GPU, and once more from ordinary instead of page-locked memory, and with
+CUDA graphs: the latency of one row and of eight, at the median and at p99. The child
 (`python -m benchmarks.pool --child MODEL`) prints one JSON object per window.
 """
 
@@ -32,38 +33,42 @@ NAMES = ("tiny", "resnet", "resnet50", "resnet50_fp16", "heavy")
 CPU_NAMES = ("tiny", "resnet", "heavy")
 CHILD = "--child"
 MIN_LAPS = 5
+TIMES = ("bare p50 ms", "pool p50 ms", "added", "pool p99 ms", "8 rows p50 ms", "8 rows p99 ms")
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One comparison: rows/s at `batch` and the median time of one row, bare and through the pool; milliseconds."""
+    """One comparison: rows/s at `batch`, the median time of one row, bare and through the pool, and the tail of it and
+    of eight rows through the pool; milliseconds."""
 
     batch: int
     bare_rows_s: float
     pool_rows_s: float
     bare_ms: float
     pool_ms: float
+    pool_p99_ms: float
+    eight_ms: float
+    eight_p99_ms: float
 
 
 def run(settings: Settings) -> Report:
     """Measure the models that the device can do in reasonable time. Raises `BenchmarkError`."""
     report = Report("pool")
-    columns = ("model", "memory", "batch", "bare rows/s", "pool rows/s", "ratio", "bare p50 ms", "pool p50 ms", "added")
+    columns = ("model", "memory", "batch", "bare rows/s", "pool rows/s", "ratio", *TIMES)
     table = Table("The pool over a bare session, in one process", columns)
     gpu = settings.device == "cuda"
     for name in NAMES if gpu else CPU_NAMES:
         if settings.only not in name:
             continue
-        for memory in ("page-locked", "ordinary") if gpu else ("ordinary",):
+        for memory in ("page-locked", "ordinary", "graphs") if gpu else ("ordinary",):
             say(f"pool: {name}, {memory} memory")
             windows = _measure(settings, name, memory)
             ratios = tuple(w.pool_rows_s / w.bare_rows_s for w in windows)
             added = tuple(w.pool_ms - w.bare_ms for w in windows)
             for window, ratio, more in zip(windows, ratios, added, strict=True):
                 cells = [name, memory, str(window.batch), f"{window.bare_rows_s:.1f}", f"{window.pool_rows_s:.1f}"]
-                table.rows.append(
-                    [*cells, f"{ratio:.3f}", f"{window.bare_ms:.3f}", f"{window.pool_ms:.3f}", f"{more:.3f}"]
-                )
+                times = (window.bare_ms, window.pool_ms, more, window.pool_p99_ms, window.eight_ms, window.eight_p99_ms)
+                table.rows.append([*cells, f"{ratio:.3f}", *(f"{time_ms:.3f}" for time_ms in times)])
             if memory == "page-locked" or not gpu:
                 label = f"{name}: pool / bare session"
                 # `tiny` computes nothing: its ratio is what a row costs the pool, and nothing was promised for it.
@@ -90,18 +95,25 @@ def _child(
     from service.config.complete import complete
     from service.config.graph import read_graph
     from service.engine.devices import find_devices
-    from service.engine.instances import make_instances
+    from service.engine.instances import finish_graphs, make_instances
     from service.engine.warmup import batch_arrays, requests, samples
 
     graph = read_graph(path)
     config = complete(None, path.stem, graph.inputs, graph.outputs, graph.dynamic_quantisation, max_batch).config
-    locked = memory == "page-locked"
-    optimization = replace(config.optimization, input_pinned_memory=locked, output_pinned_memory=locked)
+    locked = memory != "ordinary"
+    optimization = replace(
+        config.optimization,
+        input_pinned_memory=locked,
+        output_pinned_memory=locked,
+        cuda_graphs=memory == "graphs",
+    )
     config = replace(config, optimization=optimization)
     place = find_devices(device, cpu_slots=1, gpu_slots=1, cpu_threads=1).taken[0]
     (instance,) = make_instances(path, config, place, 1)
     session: Any = instance.session._session
     sample = samples(config, path.parent)[0]
+    for note in finish_graphs([instance], config, sample, sorted({1, min(8, max_batch), *_sizes(max_batch)})):
+        say(f"pool: {path.stem}: {note}")
 
     kept: list[object] = []
 
@@ -133,13 +145,15 @@ def _child(
     rates = {rows: rows / _times(bare(rows), seconds / 10)[1] for rows in _sizes(max_batch)}
     best = max(rates, key=lambda rows: rates[rows])
     bare_best, pool_best, bare_one, pool_one = bare(best), pool(best), bound(1), pool(1)
+    pool_eight = pool(min(8, max_batch))
     for _ in range(repeats):
+        one, eight = (np.array(_laps(call, seconds)) * 1e3 for call in (pool_one, pool_eight))
         window = Window(
             best,
             best / _times(bare_best, seconds)[1],
             best / _times(pool_best, seconds)[1],
             _times(bare_one, seconds)[0] * 1e3,
-            _times(pool_one, seconds)[0] * 1e3,
+            *(float(np.percentile(laps, q)) for laps in (one, eight) for q in (50, 99)),
         )
         print(json.dumps({field: getattr(window, field) for field in Window.__dataclass_fields__}), flush=True)
 
@@ -150,6 +164,12 @@ def _sizes(max_batch: int) -> list[int]:
 
 def _times(once: Callable[[], object], seconds: float) -> tuple[float, float]:
     """Median and mean time of a call, seconds."""
+    laps = _laps(once, seconds)
+    return float(np.median(laps)), float(np.mean(laps))
+
+
+def _laps(once: Callable[[], object], seconds: float) -> list[float]:
+    """The time of each call made within `seconds`, seconds."""
     for _ in range(3):
         once()
     laps: list[float] = []
@@ -158,7 +178,7 @@ def _times(once: Callable[[], object], seconds: float) -> tuple[float, float]:
         lap = time.perf_counter()
         once()
         laps.append(time.perf_counter() - lap)
-    return float(np.median(laps)), float(np.mean(laps))
+    return laps
 
 
 if __name__ == "__main__":

@@ -110,6 +110,10 @@ class Model:
             quantile=self.latency.quantile,
             prediction_cv=self.latency.prediction_cv,
             batch_rows_limit=self.queue.least_cap_rows,
+            staging_bytes=sum(pool.staging_bytes for pool in self._pools.values()),
+            cuda_graphs=sum(pool.graphs for pool in self._pools.values())
+            if self.config.optimization.cuda_graphs
+            else None,
         )
 
     # ---------------------------------------------------------------- the way in

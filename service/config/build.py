@@ -188,11 +188,14 @@ def build_optimization(config: pb.ModelConfig, cuda_parameters: Mapping[str, str
                         f"'{options[key]}' contradicts parameters[{key}], '{cuda[key]}'; remove one",
                     )
             cuda.update(options)
+        if item.name == "tensorrt" and optimization.cuda.graphs:
+            raise ConfigError("optimization.cuda.graphs", "graphs are captured without TensorRT only; remove one")
         accelerators.append(Accelerator(item.name, MappingProxyType(options)))
     return Optimization(
         graph=GraphOptimization(level),
         gpu_accelerators=tuple(accelerators),
         cuda_options=MappingProxyType(cuda),
+        cuda_graphs=optimization.cuda.graphs,
         input_pinned_memory=not optimization.HasField("input_pinned_memory") or optimization.input_pinned_memory.enable,
         output_pinned_memory=(
             not optimization.HasField("output_pinned_memory") or optimization.output_pinned_memory.enable

@@ -130,12 +130,14 @@ class Accelerator:
 class Optimization:
     """How the graph is executed. `gpu_accelerators` apply to instances on GPUs, in the order of preference.
 
-    `cuda_options` are the CUDA provider's options, wherever the file gave them.
+    `cuda_options` are the CUDA provider's options, wherever the file gave them; `cuda_graphs` asks for batch sizes to
+    be captured.
     """
 
     graph: GraphOptimization = GraphOptimization.ALL
     gpu_accelerators: tuple[Accelerator, ...] = ()
     cuda_options: Mapping[str, str] = _no_texts()
+    cuda_graphs: bool = False
     input_pinned_memory: bool = True
     output_pinned_memory: bool = True
 

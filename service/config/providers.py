@@ -74,8 +74,8 @@ _TENSORRT_ALIASES = {
 _PRECISION = {"FP32": None, "FP16": "trt_fp16_enable", "BF16": "trt_bf16_enable", "INT8": "trt_int8_enable"}
 _SET_BY_SERVER = {
     "device_id": "list the device in instance_group.gpus",
-    "enable_cuda_graph": "CUDA graphs are not supported; remove it",
-    "trt_cuda_graph_enable": "CUDA graphs are not supported; remove it",
+    "enable_cuda_graph": "set optimization.cuda.graphs",
+    "trt_cuda_graph_enable": "graphs are captured with the CUDA provider only; remove it",
     "has_user_compute_stream": "the server owns the stream; remove it",
     "user_compute_stream": "the server owns the stream; remove it",
 }

@@ -80,11 +80,12 @@ SUPPORT: Mapping[str, Support] = MappingProxyType(
             "models of a device share it by deadlines; set dynamic_batching.priority_levels for requests"
         ),
         "optimization.cuda": _yes("How a GPU is driven."),
-        "optimization.cuda.graphs": _no(
-            "a graph would replay with the inputs of the run it was captured from; remove it"
+        "optimization.cuda.graphs": _yes(
+            "On a GPU: batch sizes are recorded while the model is warmed up and replayed with one launch. The log "
+            "says how many, or why not."
         ),
         "optimization.cuda.busy_wait_events": _no("ONNX Runtime waits by itself; remove it"),
-        "optimization.cuda.graph_spec": _no("CUDA graphs are not supported; remove it"),
+        "optimization.cuda.graph_spec": _no("the batch sizes that warm-up measures are captured; remove it"),
         "optimization.cuda.output_copy_stream": _no("ONNX Runtime chooses the streams; remove it"),
         "optimization.execution_accelerators": _yes("Execution providers to use besides the device's own."),
         "optimization.execution_accelerators.gpu_execution_accelerator": _yes("For instances on GPUs."),

@@ -137,11 +137,20 @@ class ShapeBuffers:
             if bucket > rows:
                 target.array[rows:bucket] = target.array[rows - 1]
 
+    @property
+    def nbytes(self) -> int:
+        """Host memory held, bytes."""
+        return sum(i.array.nbytes for i in self._inputs) + sum(array.nbytes for _, array in self._outputs)
+
+    def inputs(self, rows: int) -> list[tuple[TensorSpec, Array]]:
+        """The first `rows` rows of the input buffers, as merged."""
+        return [(i.spec, i.array[:rows] if i.spec.batched else i.array) for i in self._inputs]
+
     def bound(self, rows: int) -> Bound:
         """The session bound to the first `rows` rows. Room for them must have been reserved."""
         bound = self._bound.get(rows)
         if bound is None:
-            inputs = [(i.spec, i.array[:rows] if i.spec.batched else i.array) for i in self._inputs]
+            inputs = self.inputs(rows)
             outputs = [(spec, array[:rows] if spec.batched else array) for spec, array in self._outputs]
             bound = Bound(self._session.bind(inputs, outputs), [batch_output(s, a, rows) for s, a in outputs])
             self._bound[rows] = bound

@@ -6,6 +6,7 @@ each instance is a session with a stream of its own, and gathers its batches in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,15 @@ import numpy as np
 from service.config.model import ModelConfig
 from service.engine.buffers import Memory
 from service.engine.devices import Device
+from service.engine.gate import gate_of
+from service.engine.graphs import GraphInstance
 from service.engine.options import plan_session
 from service.engine.pinned import PageLocked
 from service.engine.pool import Instance
 from service.engine.session import OnnxSession
+from service.engine.warmup import Sample, requests
+from service.errors import DeviceFailed, ModelLoadError, ServiceError
+from service.scheduler import bucket_ladder
 
 
 def make_instances(path: Path, config: ModelConfig, device: Device, count: int) -> list[Instance]:
@@ -26,11 +32,60 @@ def make_instances(path: Path, config: ModelConfig, device: Device, count: int) 
     if device.kind == "cpu":
         session = OnnxSession(path, plan)
         return [Instance(session, config.inputs, config.outputs, max_rows) for _ in range(count)]
-    sessions = [OnnxSession(path, plan) for _ in range(count)]
+    why_not = ""
+    try:
+        sessions = [OnnxSession(path, plan)]
+    except ModelLoadError as error:
+        # ONNX Runtime looks for nodes that it cannot capture (control flow, other providers') when making a session.
+        if not plan.graphs:
+            raise
+        why_not, plan = str(error), plan.without_graphs()
+        sessions = [OnnxSession(path, plan)]
+    sessions += [OnnxSession(path, plan) for _ in range(count - 1)]
     # Only now: the CUDA provider, once loaded, has loaded the CUDA runtime.
     locked = PageLocked(device.index)
     memory = Memory(
         inputs=locked.zeros if config.optimization.input_pinned_memory else np.zeros,
         outputs=locked.zeros if config.optimization.output_pinned_memory else np.zeros,
     )
-    return [Instance(session, config.inputs, config.outputs, max_rows, memory) for session in sessions]
+    specs = (config.inputs, config.outputs)
+    if plan.graphs:
+        where, gate = ("cuda", device.index), gate_of(device.index)
+        return [GraphInstance(session, *specs, max_rows, gate, where, memory) for session in sessions]
+    instances = [Instance(session, *specs, max_rows, memory) for session in sessions]
+    for instance in instances:
+        instance.why_not = why_not
+    return instances
+
+
+def finish_graphs(
+    instances: Sequence[Instance], config: ModelConfig, sample: Sample | None, sizes: Sequence[int] | None
+) -> list[str]:
+    """The end of warm-up: capture what of `sizes` (unset: of all batch sizes) is not captured yet; how it went.
+
+    Raises `DeviceFailed`.
+    """
+    if not config.optimization.cuda_graphs:
+        return []
+    if sizes is None:
+        sizes = bucket_ladder(config.max_batch_size if config.batched else 1)
+    for instance in instances:
+        if sample is not None and isinstance(instance, GraphInstance):
+            _capture_all(instance, config, sample, sizes)
+        instance.seal()
+    captured = min(instance.graphs for instance in instances)
+    reasons = {instance.why_not or "there is no GPU" for instance in instances if instance.why_not or not captured}
+    notes = [f"CUDA graphs: {captured} batch sizes captured"] if captured else []
+    return notes + [f"CUDA graphs: {'no more' if captured else 'none'}: {reason}" for reason in sorted(reasons)]
+
+
+def _capture_all(instance: GraphInstance, config: ModelConfig, sample: Sample, sizes: Sequence[int]) -> None:
+    for rows in sizes:
+        if instance.why_not:
+            return
+        try:
+            instance.run(requests(sample, config, rows), rows, rows)
+        except DeviceFailed:
+            raise
+        except ServiceError as error:
+            instance.why_not = f"{rows} rows cannot be run: {error}"

@@ -31,6 +31,7 @@ _GRAPH_LEVEL = {
 # Errors reach the client and the log as ours; ONNX Runtime's own lines would let any bad request fill the log.
 _LOG_FATAL = 4
 _SPINNING = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
+GRAPHS_OPTION = "enable_cuda_graph"
 _CUDA_DEFAULTS = {
     "cudnn_conv_algo_search": "HEURISTIC",
     "arena_extend_strategy": "kSameAsRequested",
@@ -44,6 +45,16 @@ class SessionPlan:
     device: Device
     config: ModelConfig
     providers: tuple[tuple[str, ProviderOptions], ...] = field(default=())
+
+    @property
+    def graphs(self) -> bool:
+        """Whether the session can capture CUDA graphs."""
+        return any(GRAPHS_OPTION in options for _, options in self.providers)
+
+    def without_graphs(self) -> SessionPlan:
+        """The same, for a model that ONNX Runtime will not capture."""
+        kept = tuple((name, {k: v for k, v in o.items() if k != GRAPHS_OPTION}) for name, o in self.providers)
+        return SessionPlan(self.device, self.config, kept)
 
     def options(self) -> Any:
         tuning = self.config.session
@@ -74,10 +85,14 @@ class SessionPlan:
     def run_options(self) -> Any:
         """What each run is given: None unless memory is to be given back after it."""
         given_back = [entry for entry in self.config.session.arena_shrinkage.split(";") if entry in self._arenas()]
-        if not given_back:
+        if not given_back and not self.graphs:
             return None
         options = ort.RunOptions()
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", ";".join(given_back))
+        if given_back:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", ";".join(given_back))
+        if self.graphs:
+            # An ordinary run of a session that captures graphs.
+            options.add_run_config_entry("gpu_graph_id", "-1")
         return options
 
     def _arenas(self) -> list[str]:
@@ -100,6 +115,8 @@ def plan_session(config: ModelConfig, device: Device) -> SessionPlan:
                 raise ConfigError(path, "this onnxruntime has no TensorRT provider")
             providers.append((TENSORRT_PROVIDER, {"device_id": str(device.index), **accelerator.provider_options}))
     cuda = {"device_id": str(device.index), **_CUDA_DEFAULTS, **config.optimization.cuda_options}
+    if config.optimization.cuda_graphs:
+        cuda[GRAPHS_OPTION] = "1"
     providers.append((CUDA_PROVIDER, cuda))
     # The CPU provider runs what the GPU's cannot (shapes, strings); ONNX Runtime always adds it, here it is stated.
     providers.append((CPU_PROVIDER, {}))

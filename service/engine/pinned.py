@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from service.engine.gate import gate_of
 from service.tensor import Array
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class PageLocked:
 
     def __init__(self, device_index: int, library: Any = None, limit: int = MAX_LOCKED_BYTES) -> None:
         self._index = device_index
+        # Locking memory is an allocation: it would spoil the capture of a graph.
+        self._gate = gate_of(device_index)
         self._runtime = library if library is not None else _loaded()
         self._limit = limit
 
@@ -59,7 +62,7 @@ class PageLocked:
         base = np.zeros(size + mmap.PAGESIZE, np.uint8)
         start = -base.ctypes.data % mmap.PAGESIZE
         address = base.ctypes.data + start
-        with self._lock:
+        with self._gate.shared, self._lock:
             if sum(list(self._locked.values())) + size > self._limit:
                 return self._ordinary(shape, dtype, f"more than {self._limit >> 20} MiB would be locked")
             self._runtime.cudaSetDevice(ctypes.c_int(self._index))

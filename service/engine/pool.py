@@ -47,6 +47,8 @@ class Instance:
         memory: Memory = ORDINARY,
     ) -> None:
         self.session = session
+        # Why there are no CUDA graphs, or no more of them, though they were asked for.
+        self.why_not = ""
         self._memory = memory
         self._inputs = inputs
         self._outputs = outputs
@@ -64,6 +66,32 @@ class Instance:
         shape: ShapeClass = segments[0].request.shape  # type: ignore[assignment]
         if self.undeclared_shapes or not bindable(shape, self._inputs, self._outputs):
             return self._run_unbound(segments, shape, rows)
+        bound = self._gather(segments, shape, rows, bucket).bound(bucket)
+        started_ns = now_ns()
+        try:
+            self.session.run_bound(bound.binding)
+        except OtherShapeError:
+            # Output sizes that depend on the data (detections, a selection): buffers cannot be made beforehand.
+            executed = self._run_unbound(segments, shape, rows)
+            self.undeclared_shapes = True
+            return executed
+        return Executed(bound.outputs, started_ns, now_ns())
+
+    @property
+    def graphs(self) -> int:
+        """CUDA graphs captured (`graphs.GraphInstance`)."""
+        return 0
+
+    @property
+    def staging_bytes(self) -> int:
+        """Host memory of the instance's buffers. From any thread."""
+        return sum(buffers.nbytes for buffers in list(self._buffers.values()))
+
+    def seal(self) -> None:
+        """Warm-up is over: nothing is captured any more."""
+
+    def _gather(self, segments: Sequence[Segment], shape: ShapeClass, rows: int, bucket: int) -> ShapeBuffers:
+        """The buffers of a shape, with a batch in them. Raises `OutOfMemory`."""
         buffers = self._buffers.get(shape)
         if buffers is None:
             if len(self._buffers) >= MAX_SHAPES:
@@ -78,16 +106,7 @@ class Instance:
         except MemoryError as error:
             raise OutOfMemory(f"no memory for the tensors of a batch of {bucket} rows: {error}") from error
         buffers.merge(segments, rows, bucket)
-        bound = buffers.bound(bucket)
-        started_ns = now_ns()
-        try:
-            self.session.run_bound(bound.binding)
-        except OtherShapeError:
-            # Output sizes that depend on the data (detections, a selection): buffers cannot be made beforehand.
-            executed = self._run_unbound(segments, shape, rows)
-            self.undeclared_shapes = True
-            return executed
-        return Executed(bound.outputs, started_ns, now_ns())
+        return buffers
 
     def _run_unbound(self, segments: Sequence[Segment], shape: ShapeClass, rows: int) -> Executed:
         feeds: dict[str, tuple[TensorSpec, Array]] = {}
@@ -129,6 +148,16 @@ class SessionPool:
         self.instances = tuple(instances)
         # Appending to and popping from a list are atomic; the scheduler guarantees that one is free.
         self._free = list(instances)
+
+    @property
+    def graphs(self) -> int:
+        """CUDA graphs captured, of all instances."""
+        return sum(instance.graphs for instance in self.instances)
+
+    @property
+    def staging_bytes(self) -> int:
+        """Host memory of the buffers that batches are gathered in and answered from."""
+        return sum(instance.staging_bytes for instance in self.instances)
 
     def acquire(self) -> Instance:
         """An instance that nobody else uses."""

@@ -8,9 +8,10 @@ kept.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 import onnxruntime as ort
 
 from service.engine.devices import CPU_PROVIDER
+from service.engine.gate import gate_of
 from service.engine.options import SessionPlan
 from service.errors import DeviceFailed, ExecutionFailed, ModelLoadError, OutOfMemory, ServiceError
 from service.tensor import Array, DataType, TensorSpec
@@ -57,11 +59,14 @@ class OnnxSession:
 
     def __init__(self, path: Path, plan: SessionPlan) -> None:
         """Load `path` as `plan` says. Raises `ModelLoadError`."""
+        # What touches a GPU stands aside while somebody captures a graph on it.
+        self._gate = gate_of(plan.device.index) if plan.device.kind == "gpu" else None
         try:
-            # Without the fallback, which would print the reason to stdout and try the CPU.
-            session = ort.InferenceSession(
-                str(path), plan.options(), providers=list(plan.providers), enable_fallback=False
-            )
+            with self._passing():
+                # Without the fallback, which would print the reason to stdout and try the CPU.
+                session = ort.InferenceSession(
+                    str(path), plan.options(), providers=list(plan.providers), enable_fallback=False
+                )
         except Exception as error:
             raise ModelLoadError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
         taken = session.get_providers()
@@ -113,11 +118,52 @@ class OnnxSession:
         """Run on a binding's buffers. Raises `ExecutionFailed` (`OtherShapeError` if it is the buffers' fault),
         `OutOfMemory` or `DeviceFailed`."""
         try:
-            for arguments in binding.inputs:
-                binding.io.bind_input(*arguments)
-            self._core.run_with_iobinding(binding.io, self._run_options)
+            if self._gate is None:
+                self._core.run_with_iobinding(binding.io, self._run_options)
+                return
+            with self._gate.shared:
+                for arguments in binding.inputs:
+                    binding.io.bind_input(*arguments)
+                self._core.run_with_iobinding(binding.io, self._run_options)
         except Exception as error:
             raise _translate(error) from error
+
+    def run_fixed(self, binding: Binding, run_options: Any, inputs: Sequence[tuple[Any, Array]]) -> None:
+        """Copy arrays into the `OrtValue`s that `binding` binds, and run. Raises as `run_bound`."""
+        with self.translating(), self._passing():
+            for value, array in inputs:
+                value.update_inplace(array)
+            self._core.run_with_iobinding(binding.io, run_options)
+
+    def bind_values(self, inputs: Sequence[tuple[str, Any]], outputs: Sequence[tuple[str, Any]]) -> Binding:
+        """Bind `OrtValue`s by name: every run reads and writes them where they are."""
+        binding = self._session.io_binding()
+        for name, value in inputs:
+            binding.bind_ortvalue_input(name, value)
+        for name, value in outputs:
+            binding.bind_ortvalue_output(name, value)
+        return Binding(binding._iobinding)
+
+    def tensors_on_host(self) -> list[str]:
+        """The inputs and outputs that a GPU session's kernels want in host memory all the same."""
+        if self._gate is None:
+            return []
+        infos = (*self._session.get_input_memory_infos(), *self._session.get_output_memory_infos())
+        tensors = (*self.inputs, *self.outputs)
+        return [name for (name, _, _), info in zip(tensors, infos, strict=True) if info.name.startswith("Cpu")]
+
+    @contextlib.contextmanager
+    def translating(self) -> Iterator[None]:
+        """What the runtime raises within, as `run_bound` would."""
+        try:
+            yield
+        except ServiceError:
+            raise
+        except Exception as error:
+            raise _translate(error) from error
+
+    def _passing(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._gate is None else self._gate.shared
 
     def run(self, feeds: Mapping[str, tuple[TensorSpec, Array]], outputs: Sequence[TensorSpec]) -> list[Array]:
         """Run on any arrays (BF16 as uint16, BYTES as object arrays of str); the answers are new arrays.
@@ -125,7 +171,7 @@ class OnnxSession:
         Raises `ExecutionFailed`, `OutOfMemory` or `DeviceFailed`.
         """
         names = [spec.name for spec in outputs]
-        try:
+        with self.translating(), self._passing():
             values = {name: _value(spec, array) for name, (spec, array) in feeds.items()}
             if any(spec.datatype is DataType.BF16 for spec in outputs):
                 as_values = {
@@ -138,8 +184,6 @@ class OnnxSession:
                     for s, r in zip(outputs, results, strict=True)
                 ]
             answers: list[Array] = self._core.run(names, values, self._run_options)
-        except Exception as error:
-            raise _translate(error) from error
         for spec, answer in zip(outputs, answers, strict=True):
             if not isinstance(answer, np.ndarray):
                 raise ExecutionFailed(f"output '{spec.name}' is a {type(answer).__name__}, not a tensor")

@@ -242,6 +242,12 @@ MODEL_FAMILIES: tuple[Family, ...] = (
         "Largest batch: what the configuration allows, or less since the device ran out of memory (least of any shape)",
         lambda v: v.state.batch_rows_limit,
     ),
+    _gauge(
+        "onclock_staging_bytes",
+        "Host memory of the buffers in which batches are gathered and answered, of all instances",
+        lambda v: v.state.staging_bytes,
+    ),
+    _gauge("onclock_cuda_graphs", "Captured CUDA graphs, of all instances", lambda v: v.state.cuda_graphs),
     _gauge("onclock_model_ready", "1 = answers requests", lambda v: int(v.state.ready)),
     _gauge(
         "onclock_model_load_seconds",

@@ -24,7 +24,8 @@ class ModelState:
 
     `scale`, `quantile` and `prediction_cv` are the latency model's: the online factor on the measured table, the
     safety factor (a quantile of recent actual over predicted times) and the spread of those. `batch_rows_limit`: the
-    largest batch at present, of whatever shape has the least.
+    largest batch at present, of whatever shape has the least. `staging_bytes`: host memory that batches are gathered in
+    and answered from. `cuda_graphs`: captured batch sizes, where graphs were asked for.
     """
 
     ready: bool = True
@@ -36,6 +37,8 @@ class ModelState:
     quantile: float | None = None
     prediction_cv: float | None = None
     batch_rows_limit: int | None = None
+    staging_bytes: int | None = None
+    cuda_graphs: int | None = None
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from service.config.graph import model_file, read_graph
 from service.config.model import InstanceGroup, InstanceKind, ModelConfig
 from service.engine.batchable import check_batching
 from service.engine.devices import Device, Devices, names
-from service.engine.instances import make_instances
+from service.engine.instances import finish_graphs, make_instances
 from service.engine.options import plan_session
 from service.engine.pool import Instance, SessionPool
 from service.engine.profile import model_digest, profile, profile_key
@@ -107,11 +107,13 @@ class Loader:
                 raise self._broken(name, place, error) from error
             notes += [note for note in found_out if note not in notes]
             if sample is None or self._budget_ns(config) == 0:
+                notes += finish_graphs(instances, config, sample, None)
                 continue
             digest = digest or model_digest([path, *(path.parent / f for f in graph.external_files)])
             found, from_cache = self._measure(instances[0], config, place, digest, sample)
             # The slower device is the safe assumption for a queue that both serve.
             measured = found if measured is None or _slower(found, measured) else measured
+            notes += finish_graphs(instances, config, sample, list(found.table))
         policy, limit_note = queue_policy(config, [p.device for p in placed], _count(placed), measured)
         notes += limit_note
         built = self._build(config, version.version, policy, measured, pools)

@@ -32,6 +32,19 @@ TOLERANCE = 1e-4
 ORDINARY_MEMORY = EXACT.replace(
     "optimization {", "optimization { input_pinned_memory { enable: false } output_pinned_memory { enable: false }", 1
 )
+GRAPHS = EXACT.replace("optimization {", "max_batch_size: 16 optimization { cuda { graphs: true }", 1)
+# What is captured, and what is done without, each as the CPU answers.
+CAPTURED: Mapping[str, Callable[[], onnx.ModelProto]] = {
+    "graphs_mlp": onnx_models.mlp,
+    "graphs_conv_net": lambda: onnx_models.conv_net(64),
+    "graphs_half": lambda: onnx_models.identity("FP16"),
+    "graphs_int64": lambda: onnx_models.identity("INT64"),
+}
+NOT_CAPTURED: Mapping[str, Callable[[], onnx.ModelProto]] = {
+    "graphs_branching": onnx_models.branching,
+    "graphs_labels": onnx_models.string_labels,
+    "graphs_growing": onnx_models.growing_cache,
+}
 REQUESTS = 8
 # A model whose rows need 16 MiB each while they are computed, in an arena that holds a handful of them.
 HUNGRY_ROWS = 64
@@ -72,6 +85,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("repository")
     for name, build in BUILT.items():
         write_model(root, name, build(), config=EXACT)
+    for name, build in {**CAPTURED, **NOT_CAPTURED}.items():
+        batched = name not in ("graphs_branching", "graphs_growing")
+        config = GRAPHS if batched else GRAPHS.replace("max_batch_size: 16", "")
+        write_model(root, name, build(), config=config)
     write_model(root, "wide", onnx_models.matmul_stack(2, 1024), config=EXACT)
     write_model(root, "wide_tf32", onnx_models.matmul_stack(2, 1024))
     write_model(root, "on_cpu", onnx_models.mlp(), config="instance_group { kind: KIND_CPU count: 1 }\n")
@@ -102,7 +119,7 @@ def drawn(name: str, session: Any, seed: int) -> dict[str, Any]:
     return inputs
 
 
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", [*BUILT, *CAPTURED, *NOT_CAPTURED])
 def test_answers_are_those_of_the_cpu(name: str, repository: Path, client: Client) -> None:
     """Several requests at once, each with the answer that a session on the CPU gives it alone."""
     session = corpus.open_session(corpus.model_file(repository / name))
@@ -175,3 +192,18 @@ def test_the_gpu_has_metrics(server: RunningServer) -> None:
         line = next(line for line in text.splitlines() if line.startswith(f"{name}{{gpu_uuid="))
         assert "e+" not in line
         assert DEVICES.gpus[0].uuid in line
+
+
+def test_graphs_are_captured_where_they_can_be(server: RunningServer, client: Client) -> None:
+    """Each model's metric says how many; where there are none, the log says why."""
+    text = urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
+    captured = {
+        line.split('model="')[1].split('"')[0]: int(line.split()[-1])
+        for line in text.splitlines()
+        if line.startswith("onclock_cuda_graphs{")
+    }
+    assert set(captured) == {*CAPTURED, *NOT_CAPTURED}
+    assert all(captured[name] >= 3 for name in CAPTURED), captured
+    assert not any(captured[name] for name in NOT_CAPTURED), captured
+    notes = [line for line in server.log_lines("model note") if "CUDA graphs: none" in str(line)]
+    assert len(notes) >= len(NOT_CAPTURED)

@@ -28,7 +28,7 @@ from service.errors import ConfigError
         ('input { name: "x" is_shape_tensor: true }', "input[0].is_shape_tensor", "TensorRT"),
         ("batch_input {}", "batch_input", "put the operation into the graph"),
         ("optimization { priority: PRIORITY_MAX }", "optimization.priority", "deadlines"),
-        ("optimization { cuda { graphs: true } }", "optimization.cuda.graphs", "captured from"),
+        ("optimization { cuda { graph_spec { batch_size: 4 } } }", "optimization.cuda.graph_spec", "captured"),
         ("optimization { cuda { graph_spec {} } }", "optimization.cuda.graph_spec", "not supported"),
         ('metric_tags { key: "a" value: "b" }', "metric_tags", "scrape configuration"),
         ('cc_model_filenames { key: "8.0" value: "b" }', "cc_model_filenames", "one file"),
