@@ -86,11 +86,15 @@ class Server:
                 settings.trace_log_frequency,
             ),
         )
+        self._gpus = GpuMeter([gpu.uuid for gpu in self.devices.gpus if gpu.uuid])
         loader = Loader(
             self._runtime,
             self.devices,
             LoadOptions(
-                settings.default_max_batch_size, settings.profile_budget_ms * NS_PER_MS, settings.profile_cache
+                settings.default_max_batch_size,
+                settings.profile_budget_ms * NS_PER_MS,
+                settings.profile_cache,
+                self._gpus.free_bytes,
             ),
             self._tracer,
         )
@@ -129,10 +133,9 @@ class Server:
             self.registry.add_device(device.name, device.provider)
         log.info("devices", extra={"taken": names(self.devices.taken), "reason": self.devices.why})
         if self.devices.gpus:
-            meter = GpuMeter([gpu.uuid for gpu in self.devices.gpus if gpu.uuid])
-            self.registry.gpus = meter.read
-            if meter.why_not:
-                log.warning("no metrics of the GPUs", extra={"reason": meter.why_not})
+            self.registry.gpus = self._gpus.read
+            if self._gpus.why_not:
+                log.warning("no metrics of the GPUs", extra={"reason": self._gpus.why_not})
         try:
             self.grpc_port = self._ingress.open(settings.host, settings.grpc_port)
         except OSError as error:

@@ -128,7 +128,9 @@ SUPPORT: Mapping[str, Support] = MappingProxyType(
         "instance_group.kind": _yes("KIND_AUTO (GPU where there is one), KIND_GPU or KIND_CPU. Not KIND_MODEL."),
         "instance_group.count": _yes("Instances per device, at most 64. 0 or unset: 1."),
         "instance_group.rate_limiter": _no("a device's run slots bound what runs at once; remove it"),
-        "instance_group.gpus": _yes("CUDA numbers. Unset: all GPUs. Not with KIND_CPU."),
+        "instance_group.gpus": _yes(
+            "CUDA numbers. Unset: all GPUs with room for the weights (or for gpu_mem_limit). Not with KIND_CPU."
+        ),
         "instance_group.secondary_devices": _no("no second processor is used; remove it"),
         "instance_group.profile": _no(_TENSORRT),
         "instance_group.passive": _no("an instance without requests is none; remove the group"),

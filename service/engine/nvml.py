@@ -57,6 +57,14 @@ class GpuMeter:
         """All of them now."""
         return [self._reading(uuid, handle) for uuid, handle in self._handles]
 
+    def free_bytes(self, uuid: str) -> int | None:
+        """Memory of the GPU with this UUID that nobody uses, bytes; None where that cannot be told."""
+        for known, handle in self._handles:
+            if known == uuid:
+                memory = self._ask(self._nvml.nvmlDeviceGetMemoryInfo, handle)
+                return None if memory is None else int(memory.free)
+        return None
+
     def _reading(self, uuid: str, handle: Any) -> GpuReading:
         nvml = self._nvml
         rates = self._ask(nvml.nvmlDeviceGetUtilizationRates, handle)

@@ -6,27 +6,29 @@ What was decided without being asked (a batch size, batching switched off) is in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from service.clock import now_ns
 from service.config.complete import Completed, complete
 from service.config.graph import model_file, read_graph
-from service.config.model import InstanceGroup, InstanceKind, ModelConfig
+from service.config.model import ModelConfig
 from service.engine.batchable import check_batching
-from service.engine.devices import Device, Devices, names
+from service.engine.devices import Device, Devices
 from service.engine.instances import finish_graphs, make_instances
 from service.engine.options import plan_session
 from service.engine.pool import Instance, SessionPool
 from service.engine.profile import model_digest, profile, profile_key
 from service.engine.runtime import Runtime
 from service.engine.warmup import Measured, Sample, first_run, run_configured, samples
-from service.errors import ConfigError, DeviceFailed, ModelLoadError, ServiceError
+from service.errors import DeviceFailed, ModelLoadError, ServiceError
 from service.metrics import ModelMetrics
 from service.model import Model
+from service.repository import placement
 from service.repository.layout import ModelFiles, VersionFiles
 from service.repository.neighbours import Neighbour
+from service.repository.placement import Need, Placed
 from service.repository.policy import latency_model, queue_policy
 from service.scheduler import QueuePolicy
 from service.tracing import Tracer
@@ -34,11 +36,13 @@ from service.tracing import Tracer
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """The server's settings that concern loading."""
+    """The server's settings and knowledge that concern loading."""
 
     default_max_batch_size: int
     profile_budget_ns: int
     profile_cache: Path | None
+    # Free memory of the GPU with a UUID, bytes; None where it is not known.
+    free_bytes: Callable[[str], int | None] = lambda _uuid: None
 
 
 @dataclass(slots=True)
@@ -53,14 +57,6 @@ class Loaded:
     profiled_from_cache: bool
     memory_bytes: int
     neighbour: Neighbour | None = None
-
-
-@dataclass(slots=True)
-class _Placed:
-    """A device and how many instances of the model it gets."""
-
-    device: Device
-    count: int
 
 
 class Loader:
@@ -91,7 +87,11 @@ class Loader:
         config = completed.config
         notes = list(completed.notes)
         explicit = config_file is not None and config_file.max_batch_size > 1
-        placed = self._place(config)
+        sizes = [file.stat().st_size for file in (path, *(path.parent / f for f in graph.external_files))]
+        limit = config.optimization.cuda_options.get("gpu_mem_limit", "")
+        need = Need(sum(sizes), int(limit) if limit.isdigit() else None)
+        placed, not_placed = placement.place(config.instance_groups, self._devices, need, self._free_bytes)
+        notes += not_placed
         pools: dict[str, SessionPool] = {}
         measured: Measured | None = None
         from_cache = False
@@ -148,28 +148,8 @@ class Loader:
         model.tracer = self._tracer
         return model
 
-    def _place(self, config: ModelConfig) -> list[_Placed]:
-        """The devices of the instance groups and the instances on each."""
-        counts: dict[Device, int] = {}
-        for index, group in enumerate(config.instance_groups):
-            for device in self._group_devices(group, f"instance_group[{index}]"):
-                counts[device] = counts.get(device, 0) + (group.count or device.slots)
-        return [_Placed(device, count) for device, count in counts.items()]
-
-    def _group_devices(self, group: InstanceGroup, path: str) -> Sequence[Device]:
-        if group.kind is InstanceKind.CPU:
-            return (self._devices.cpu,)
-        if group.kind is InstanceKind.AUTO and not group.gpus:
-            return self._devices.taken
-        if not self._devices.gpus:
-            raise ConfigError(f"{path}.kind", f"asks for a GPU, but there is none ({self._devices.why})")
-        if not group.gpus:
-            return self._devices.gpus
-        known = {gpu.index: gpu for gpu in self._devices.gpus}
-        missing = [gpu for gpu in group.gpus if gpu not in known]
-        if missing:
-            raise ConfigError(f"{path}.gpus", f"there is no GPU {missing[0]}; there are {names(self._devices.gpus)}")
-        return [known[gpu] for gpu in group.gpus]
+    def _free_bytes(self, device: Device) -> int | None:
+        return self._options.free_bytes(device.uuid) if device.uuid else None
 
     def _budget_ns(self, config: ModelConfig) -> int:
         """What may be spent on measuring a model; 0 = it is not measured, requests teach."""
@@ -177,7 +157,7 @@ class Loader:
         return self._options.profile_budget_ns if stated_ns is None else stated_ns
 
     def _measure(
-        self, instance: Instance, config: ModelConfig, place: _Placed, digest: str, sample: Sample
+        self, instance: Instance, config: ModelConfig, place: Placed, digest: str, sample: Sample
     ) -> tuple[Measured, bool]:
         max_rows = config.max_batch_size if config.batched else 1
         objective = config.objective
@@ -198,7 +178,7 @@ class Loader:
         except ServiceError as error:
             raise ModelLoadError(f"model '{config.name}' fails on a batch of its own warm-up input: {error}") from error
 
-    def _broken(self, name: str, place: _Placed, error: DeviceFailed) -> ModelLoadError:
+    def _broken(self, name: str, place: Placed, error: DeviceFailed) -> ModelLoadError:
         """The device broke while the model was warmed up: nobody can use it any more."""
         self._runtime.device_failed(place.device.name, f"while model '{name}' was loading: {error}")
         return ModelLoadError(f"device {place.device.name} has failed: {error}")
@@ -229,7 +209,7 @@ def _warm_up(
     return config, sample, notes
 
 
-def _count(placed: Sequence[_Placed]) -> int:
+def _count(placed: Sequence[Placed]) -> int:
     """Batches of the model at once per device: the least of the devices', since a queue has one number."""
     return min(place.count for place in placed)
 

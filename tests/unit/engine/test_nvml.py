@@ -52,7 +52,7 @@ class Library:
         return self._told("utilization", SimpleNamespace(gpu=37, memory=12))
 
     def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:  # noqa: N802
-        return self._told("memory", SimpleNamespace(used=2**30, total=150754824192))
+        return self._told("memory", SimpleNamespace(used=2**30, total=150754824192, free=149681082368))
 
     def nvmlDeviceGetPowerUsage(self, handle: str) -> int:  # noqa: N802
         return int(self._told("power", 123_456))
@@ -71,6 +71,9 @@ def test_units() -> None:
     library.energy_mj += 2_500
     assert meter.read() == [GpuReading(UUID, 0.37, 2**30, 150754824192, 123.456, 700.0, 2.5)]
     assert meter.why_not == ""
+    assert meter.free_bytes(UUID) == 149681082368
+    assert meter.free_bytes("GPU-another") is None
+    assert GpuMeter([UUID], Library(silent=("memory",))).free_bytes(UUID) is None
 
 
 def test_what_a_device_does_not_tell_is_left_out() -> None:

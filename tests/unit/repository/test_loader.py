@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 from service.clock import NS_PER_MS, NS_PER_S
-from service.config.model import InstanceGroup, InstanceKind, ModelConfig
-from service.engine.devices import Device, Devices
+from service.config.model import InstanceKind
 from service.errors import ConfigError, ModelLoadError
 from service.request import InferenceRequest
 from service.scheduler import Segment
 from tests.support import onnx_models
 from tests.support.onnx_models import write_model
 from tests.unit.engine.support import ANSWER_S, Answers, Requests, whole
-from tests.unit.repository.loading import CPU, load, loader_of
+from tests.unit.repository.loading import load, loader_of
 
 
 def parameter(key: str, value: str) -> str:
@@ -136,25 +135,6 @@ def test_what_cannot_be_honoured_is_refused_by_key(tmp_path: Path, text: str, pa
     with pytest.raises(ConfigError) as error:
         load(tmp_path, "m")
     assert error.value.path == path
-
-
-def test_placing_on_gpus() -> None:
-    """Instances per GPU, listed or all; a model that serves on several devices has the least of their counts."""
-    gpus = tuple(Device(f"cuda:{i}", "gpu", i, 2) for i in range(3))
-    loader = loader_of(devices=Devices(CPU, gpus, gpus, "3 NVIDIA GPUs"))
-
-    def place(*groups: InstanceGroup) -> list[tuple[str, int]]:
-        return [(p.device.name, p.count) for p in loader._place(ModelConfig("m", 0, (), (), groups))]
-
-    assert place(InstanceGroup("g")) == [("cuda:0", 2), ("cuda:1", 2), ("cuda:2", 2)]
-    assert place(InstanceGroup("g", InstanceKind.GPU, 1, (2, 0))) == [("cuda:2", 1), ("cuda:0", 1)]
-    both = place(InstanceGroup("g", InstanceKind.GPU, 4, (1,)), InstanceGroup("c", InstanceKind.CPU, 1))
-    assert both == [("cuda:1", 4), ("cpu", 1)]
-    with pytest.raises(ConfigError, match="there is no GPU 7; there are cuda:0, cuda:1, cuda:2"):
-        place(InstanceGroup("g", InstanceKind.GPU, 1, (7,)))
-    without = loader_of()
-    with pytest.raises(ConfigError, match=r"instance_group\[0\]\.kind: asks for a GPU"):
-        without._place(ModelConfig("m", 0, (), (), (InstanceGroup("g", InstanceKind.GPU, 1),)))
 
 
 def test_a_file_that_is_no_model_is_refused_with_its_name(tmp_path: Path) -> None:
