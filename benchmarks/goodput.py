@@ -20,19 +20,22 @@ A run in which the load generator was late (send lag p99 above 1 % of T) is repe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.bare_session import SWEEP, Pace, SessionTimes, measure, slowness
 from benchmarks.goodput_plot import plot
 from benchmarks.goodput_results import LAG_LIMIT_T, TRITON_GOODPUT, Cell, Run, Subject, figures, series, tables
 from benchmarks.harness import Settings, parse_settings, say
-from benchmarks.load import Request, open_loop
+from benchmarks.load import Records, Request, open_loop
 from benchmarks.models import MODELS, make_repository, model_file
 from benchmarks.outcomes import classify
 from benchmarks.profile_server import split_by_group, thread_names, thread_times
 from benchmarks.report import Report, publish
-from benchmarks.servers import Server, onclock_server
-from benchmarks.yardsticks import capacity, draw
+from benchmarks.servers import onclock_server
+from benchmarks.yardsticks import Seconds, capacity, draw
 from service.simulation.optimum import clairvoyant
 
 HEAVY_LOADS = (0.9, 1.2, 2.0, 4.0)
@@ -49,29 +52,57 @@ def session_times(settings: Settings, name: str) -> SessionTimes:
     return measure(model_file(name, settings.models), settings.server_core, SWEEP, seconds, settings.device)
 
 
-def prepare(settings: Settings, name: str, slo_s: float | None) -> Subject:
-    """A subject with its table; without `slo_s` the objective is `HEAVY_SLO_IN_L1` times its l(1)."""
+def prepare(settings: Settings, name: str, least_slo_s: float, slo_in_l1: float) -> Subject:
+    """A subject with its table; the objective is `slo_in_l1` times its l(1), but no less than `least_slo_s`."""
     times = session_times(settings, name)
     table = times.table_s()
     # Whole milliseconds, so that the server's configuration and this process mean the same objective.
-    slo_s = slo_s or round(HEAVY_SLO_IN_L1 * float(table[0]), 3)
+    slo_s = max(least_slo_s, round(slo_in_l1 * float(table[0]), 3))
     return Subject(name, slo_s, times, table, capacity(table, slo_s))
 
 
-def measure_cell(settings: Settings, server: Server, subject: Subject, cell: Cell, rate: float, seed: int) -> Run:
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What came of a load: a record per request, cores the server used, its CPU time by group of threads, doubts."""
+
+    records: Records
+    cores: float
+    threads: dict[str, tuple[int, int]]
+    doubt: str
+    lag_limit_t: float = LAG_LIMIT_T
+
+
+Send = Callable[[Seconds, Cell], Sent]
+Serve = Callable[[Settings, Path, Subject], AbstractContextManager[Send]]
+
+
+@contextmanager
+def over_the_wire(settings: Settings, repository: Path, subject: Subject) -> Iterator[Send]:
+    """Sends a subject's arrivals to a server with the load generator."""
+    with onclock_server(settings, repository, [subject.name]) as server:
+
+        def send(arrivals: Seconds, cell: Cell) -> Sent:
+            request = Request(cell.model, "x", (1, *MODELS[cell.model].row))
+            before = thread_times(server.pid)
+            load, records = open_loop(settings, server, request, arrivals, subject.slo_s)
+            groups = split_by_group(before, thread_times(server.pid), thread_names(server.pid))
+            return Sent(records, load.server_cores, groups, load.doubt())
+
+        yield send
+
+
+def measure_cell(settings: Settings, send: Send, subject: Subject, cell: Cell, rate: float, seed: int) -> Run:
     """One window of `cell` at `rate`, repeated once if the load generator was late; without its optimum."""
     start, end = settings.warmup_s, settings.warmup_s + settings.window_s
     arrivals = draw(cell.kind, rate, end, seed)
-    request = Request(cell.model, "x", (1, *MODELS[cell.model].row))
 
     def once() -> Run:
-        before = thread_times(server.pid)
-        load, records = open_loop(settings, server, request, arrivals, subject.slo_s)
-        groups = split_by_group(before, thread_times(server.pid), thread_names(server.pid))
-        return Run(seed, rate, classify(records, subject.slo_s, start, end), 0, load.server_cores, groups, load.doubt())
+        sent = send(arrivals, cell)
+        outcomes = classify(sent.records, subject.slo_s, start, end)
+        return Run(seed, rate, outcomes, 0, sent.cores, sent.threads, sent.doubt, lag_limit_t=sent.lag_limit_t)
 
     run = once()
-    if run.outcomes.lag_p99_t > LAG_LIMIT_T:
+    if run.outcomes.lag_p99_t > run.lag_limit_t:
         say(f"goodput: {cell.label}: send lag p99 {run.outcomes.lag_p99_t:.1%} of T: void, once more")
         run = once()
     return run
@@ -83,14 +114,14 @@ def optimum(settings: Settings, subject: Subject, cell: Cell, run: Run) -> int:
     return int(clairvoyant(arrivals[arrivals >= settings.warmup_s], subject.table_s * run.slowness, subject.slo_s))
 
 
-def measure_subject(settings: Settings, subject: Subject, cells: Sequence[Cell]) -> None:
+def measure_subject(settings: Settings, subject: Subject, cells: Sequence[Cell], serve: Serve) -> None:
     """All repetitions of all cells, the machine's pace between them, then the optimum of every run."""
     folder = settings.out / f"goodput_{subject.name}"
     repository = make_repository(folder, settings.models, {subject.name: subject.slo_s * 1e3}, settings.device)
     model = model_file(subject.name, settings.models)
     seconds = 0.1 if settings.quick else 0.2
     with (
-        onclock_server(settings, repository, [subject.name]) as server,
+        serve(settings, repository, subject) as send,
         Pace(model, settings.server_core, PACE_ROWS, seconds, settings.device) as pace,
     ):
         before = slowness(pace.times(), subject.table_s)
@@ -99,7 +130,7 @@ def measure_subject(settings: Settings, subject: Subject, cells: Sequence[Cell])
                 say(f"goodput: {cell.label}, run {repeat + 1} of {settings.repeats}")
                 # A load in units of capacity is one of the capacity there is now.
                 rate = cell.rate if cell.absolute else cell.load * capacity(subject.table_s * before, subject.slo_s)
-                run = measure_cell(settings, server, subject, cell, rate, settings.seed + 1000 * repeat + index)
+                run = measure_cell(settings, send, subject, cell, rate, settings.seed + 1000 * repeat + index)
                 after = slowness(pace.times(), subject.table_s)
                 run.slowness, run.drift = (before + after) / 2, after / before
                 before = after
@@ -114,7 +145,7 @@ def run(settings: Settings) -> Report:
     """Measure both models. Raises `BenchmarkError` if the server does not start."""
     settings = dataclasses.replace(settings, warmup_s=2 * settings.warmup_s)  # long enough for the estimator to settle
     report = Report("goodput")
-    heavy, cheap = prepare(settings, "heavy", None), prepare(settings, "cheap", CHEAP_SLO_S)
+    heavy, cheap = prepare(settings, "heavy", 0, HEAVY_SLO_IN_L1), prepare(settings, "cheap", CHEAP_SLO_S, 0)
     grids = {
         "heavy": [Cell("heavy", kind, x * heavy.r2, x) for kind in ("poisson", "gamma3") for x in HEAVY_LOADS],
         "cheap": [Cell("cheap", "poisson", rate, rate / cheap.r2, absolute=True) for rate in TRITON_GOODPUT],
@@ -125,21 +156,31 @@ def run(settings: Settings) -> Report:
         if not cells:
             subjects.remove(subject)
             continue
-        measure_subject(settings, subject, cells)
+        measure_subject(settings, subject, cells, over_the_wire)
         report.figures += figures(subject)
         report.tables += tables(subject)
-        report.details[subject.name] = {
-            "slo_s": subject.slo_s,
-            "r2": subject.r2,
-            "table_ms": [round(float(seconds) * 1e3, 4) for seconds in subject.table_s],
-            "cells": [{"cell": cell, "runs": runs} for cell, runs in subject.runs.items()],
-        }
-    picture = settings.out / "goodput.png"
-    kinds = [(subject, kind) for subject in subjects for kind in dict.fromkeys(c.kind for c in subject.runs)]
-    if kinds:
-        plot([series(subject, kind) for subject, kind in kinds], picture)
-        report.pictures.append(picture)
+        report.details[subject.name] = details(subject)
+    report.pictures += picture(settings, subjects, "goodput.png")
     return report
+
+
+def details(subject: Subject) -> dict[str, object]:
+    """All that was measured of a subject."""
+    return {
+        "slo_s": subject.slo_s,
+        "r2": subject.r2,
+        "table_ms": [round(float(seconds) * 1e3, 4) for seconds in subject.table_s],
+        "cells": [{"cell": cell, "runs": runs} for cell, runs in subject.runs.items()],
+    }
+
+
+def picture(settings: Settings, subjects: Sequence[Subject], name: str) -> list[Path]:
+    """The curves of all subjects in one picture; none without subjects."""
+    kinds = [(subject, kind) for subject in subjects for kind in dict.fromkeys(c.kind for c in subject.runs)]
+    if not kinds:
+        return []
+    plot([series(subject, kind) for subject, kind in kinds], settings.out / name)
+    return [settings.out / name]
 
 
 if __name__ == "__main__":

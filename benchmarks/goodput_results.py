@@ -77,6 +77,7 @@ class Run:
     doubt: str = ""
     slowness: float = 1.0
     drift: float = 1.0
+    lag_limit_t: float = LAG_LIMIT_T
 
     @property
     def ratio(self) -> float:
@@ -115,7 +116,7 @@ class Subject:
 
 def _doubt(runs: list[Run]) -> str:
     worst = max(run.outcomes.lag_p99_t for run in runs)
-    if worst > LAG_LIMIT_T:
+    if worst > runs[0].lag_limit_t:
         return f"send lag p99 {worst:.1%} of T"
     return next((run.doubt for run in runs if run.doubt), "")
 

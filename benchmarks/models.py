@@ -29,6 +29,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from benchmarks.harness import BenchmarkError
+
 Floats = npt.NDArray[np.float32]
 OPSET = 17
 
@@ -156,6 +158,33 @@ def bottleneck_net(precision: int = TensorProto.FLOAT) -> onnx.ModelProto:
     return graph.model((3, 224, 224), (1000,))
 
 
+def efficientnet() -> onnx.ModelProto:
+    """EfficientNet-Lite0 of the zoo, one input and one output: `image` FP32 [N, 3, 224, 224] -> `probabilities`.
+
+    Raises `BenchmarkError` where it cannot be fetched.
+    """
+    from models.zoo.fetch import FetchError
+    from models.zoo.recipes import efficientnet_lite0
+
+    try:
+        entry = efficientnet_lite0()
+    except FetchError as error:
+        raise BenchmarkError(f"EfficientNet-Lite0 cannot be had: {error}") from error
+    model = onnx.load_model_from_string(entry.version_files["model.onnx"])
+    kept = [output for output in model.graph.output if output.name == "probabilities"]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    return model
+
+
+def efficientnet_fp16() -> onnx.ModelProto:
+    """The same in half precision; input and output stay FP32."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model: onnx.ModelProto = convert_float_to_float16(efficientnet(), keep_io_types=True)
+    return model
+
+
 MODELS: dict[str, BenchmarkModel] = {
     model.name: model
     for model in (
@@ -165,6 +194,9 @@ MODELS: dict[str, BenchmarkModel] = {
         BenchmarkModel("resnet", (3, 224, 224), 16, residual_net),
         BenchmarkModel("resnet50", (3, 224, 224), 64, bottleneck_net),
         BenchmarkModel("resnet50_fp16", (3, 224, 224), 64, lambda: bottleneck_net(TensorProto.FLOAT16)),
+        BenchmarkModel("efficientnet", (3, 224, 224), 64, efficientnet),
+        BenchmarkModel("efficientnet_fp16", (3, 224, 224), 64, efficientnet_fp16),
+        BenchmarkModel("mid", (2048,), 64, lambda: dense_stack(*[2048] * 5)),
         BenchmarkModel("cheap", (4096,), 64, lambda: dense_stack(4096, 4096, 4096, 64)),
         BenchmarkModel("heavy", (4096,), 64, lambda: dense_stack(*[4096] * 9)),
     )

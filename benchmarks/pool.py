@@ -5,7 +5,8 @@ taken apart, over plain `session.run` on an array that is there already. Latency
 `run_with_iobinding` on buffers bound once, with whatever copies to the device that needs. Windows alternate.
 
 With `--device cuda` the same on the first GPU, and once more from ordinary instead of page-locked memory, and with
-CUDA graphs: the latency of one row and of eight, at the median and at p99. The child
+CUDA graphs: the latency of one row and of eight, at the median and at p99. Two instances that take turns (two run
+slots) show what the copies of one batch gain by running beside the computing of another. The child
 (`python -m benchmarks.pool --child MODEL`) prints one JSON object per window.
 """
 
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,11 +28,12 @@ from benchmarks.harness import ROOT, BenchmarkError, Settings, parse_settings, s
 from benchmarks.models import MODELS, model_file
 from benchmarks.report import Figure, Report, Sense, Table, publish
 from benchmarks.servers import pinned
+from service.engine.pool import Instance
 
 RATE_BAR = 0.95
 ADDED_BAR_MS = 0.3
-NAMES = ("tiny", "resnet", "resnet50", "resnet50_fp16", "heavy")
-CPU_NAMES = ("tiny", "resnet", "heavy")
+NAMES = ("tiny", "resnet", "resnet50", "resnet50_fp16", "efficientnet", "efficientnet_fp16", "heavy")
+CPU_NAMES = ("tiny", "resnet", "efficientnet", "heavy")
 CHILD = "--child"
 MIN_LAPS = 5
 TIMES = ("bare p50 ms", "pool p50 ms", "added", "pool p99 ms", "8 rows p50 ms", "8 rows p99 ms")
@@ -38,12 +41,13 @@ TIMES = ("bare p50 ms", "pool p50 ms", "added", "pool p99 ms", "8 rows p50 ms", 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One comparison: rows/s at `batch`, the median time of one row, bare and through the pool, and the tail of it and
-    of eight rows through the pool; milliseconds."""
+    """One comparison: rows/s at `batch`, bare, of the pool and of two instances at once; the median time of one row,
+    bare and through the pool, and the tail of it and of eight rows through the pool, milliseconds."""
 
     batch: int
     bare_rows_s: float
     pool_rows_s: float
+    two_rows_s: float
     bare_ms: float
     pool_ms: float
     pool_p99_ms: float
@@ -54,7 +58,7 @@ class Window:
 def run(settings: Settings) -> Report:
     """Measure the models that the device can do in reasonable time. Raises `BenchmarkError`."""
     report = Report("pool")
-    columns = ("model", "memory", "batch", "bare rows/s", "pool rows/s", "ratio", *TIMES)
+    columns = ("model", "memory", "batch", "bare rows/s", "pool rows/s", "ratio", "two slots rows/s", *TIMES)
     table = Table("The pool over a bare session, in one process", columns)
     gpu = settings.device == "cuda"
     for name in NAMES if gpu else CPU_NAMES:
@@ -68,7 +72,9 @@ def run(settings: Settings) -> Report:
             for window, ratio, more in zip(windows, ratios, added, strict=True):
                 cells = [name, memory, str(window.batch), f"{window.bare_rows_s:.1f}", f"{window.pool_rows_s:.1f}"]
                 times = (window.bare_ms, window.pool_ms, more, window.pool_p99_ms, window.eight_ms, window.eight_p99_ms)
-                table.rows.append([*cells, f"{ratio:.3f}", *(f"{time_ms:.3f}" for time_ms in times)])
+                table.rows.append(
+                    [*cells, f"{ratio:.3f}", f"{window.two_rows_s:.1f}", *(f"{time_ms:.3f}" for time_ms in times)]
+                )
             if memory == "page-locked" or not gpu:
                 label = f"{name}: pool / bare session"
                 # `tiny` computes nothing: its ratio is what a row costs the pool, and nothing was promised for it.
@@ -109,10 +115,10 @@ def _child(
     )
     config = replace(config, optimization=optimization)
     place = find_devices(device, cpu_slots=1, gpu_slots=1, cpu_threads=1).taken[0]
-    (instance,) = make_instances(path, config, place, 1)
+    instance, second = make_instances(path, config, place, 2)
     session: Any = instance.session._session
     sample = samples(config, path.parent)[0]
-    for note in finish_graphs([instance], config, sample, sorted({1, min(8, max_batch), *_sizes(max_batch)})):
+    for note in finish_graphs([instance, second], config, sample, sorted({1, min(8, max_batch), *_sizes(max_batch)})):
         say(f"pool: {path.stem}: {note}")
 
     kept: list[object] = []
@@ -130,7 +136,7 @@ def _child(
         kept.append((feeds, outputs))
         return lambda: instance.session.run_bound(binding)
 
-    def pool(rows: int) -> Callable[[], object]:
+    def pool(rows: int, instance: Instance = instance) -> Callable[[], object]:
         segments = requests(sample, config, rows)
 
         def once() -> None:
@@ -152,6 +158,7 @@ def _child(
             best,
             best / _times(bare_best, seconds)[1],
             best / _times(pool_best, seconds)[1],
+            best * _together([pool_best, pool(best, second)], seconds),
             _times(bare_one, seconds)[0] * 1e3,
             *(float(np.percentile(laps, q)) for laps in (one, eight) for q in (50, 99)),
         )
@@ -166,6 +173,14 @@ def _times(once: Callable[[], object], seconds: float) -> tuple[float, float]:
     """Median and mean time of a call, seconds."""
     laps = _laps(once, seconds)
     return float(np.median(laps)), float(np.mean(laps))
+
+
+def _together(calls: list[Callable[[], object]], seconds: float) -> float:
+    """Calls a second, of threads that each repeat one of `calls`."""
+    start = time.perf_counter()
+    with ThreadPoolExecutor(len(calls)) as threads:
+        counts = [len(laps) for laps in threads.map(lambda call: _laps(call, seconds), calls)]
+    return sum(counts) / (time.perf_counter() - start)
 
 
 def _laps(once: Callable[[], object], seconds: float) -> list[float]:

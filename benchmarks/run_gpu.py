@@ -1,6 +1,7 @@
 """What only a GPU can show: `python -m benchmarks.run_gpu [--quick]`, which is `make bench-gpu`.
 
-The pool over a bare session, the overhead and the efficiency of the server, with the models on the first GPU.
+The pool over a bare session, the overhead and the efficiency of the server, with the models on the first GPU; the
+goodput of the scheduler fed from memory.
 Without one it says why there is none and ends with status 0: nothing was measured, and nothing is claimed.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from benchmarks import efficiency, overhead, pool
+from benchmarks import efficiency, goodput_inprocess, overhead, pool
 from benchmarks.harness import BenchmarkError, environment, parse_settings, say
 from benchmarks.load import build_loadgen
 from benchmarks.report import publish
@@ -20,6 +21,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     ("pool", pool.run, 0.5, 3.0),
     ("overhead", overhead.run, 1.0, 3.0),
     ("efficiency", efficiency.run, 1.5, 4.0),
+    ("goodput_inprocess", goodput_inprocess.run, 1.0, 3.0),
 )
 
 

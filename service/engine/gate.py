@@ -1,7 +1,7 @@
-"""Who may use a GPU while a CUDA graph is captured on it: nobody else of this process.
+"""Who may use the GPUs while a CUDA graph is captured: nobody else of this process.
 
 ONNX Runtime captures in CUDA's global mode: an allocation, a copy or a wait by any other thread of the process fails
-meanwhile (error 900) and spoils the capture. So whatever touches the GPU passes its gate, together with others; a
+meanwhile (error 900) and spoils the capture. So whatever touches a GPU passes the gate, together with others; a
 capture passes alone.
 
 Promise: who waits to be alone keeps later comers out, so it waits for what is running, not for what may come. Runs end
@@ -10,7 +10,6 @@ or are given up by the watchdog, which bounds the wait. Who is alone may pass ag
 
 from __future__ import annotations
 
-import functools
 import threading
 
 
@@ -78,7 +77,5 @@ class _Alone:
             gate.changed.notify_all()
 
 
-@functools.cache
-def gate_of(device_index: int) -> Gate:  # noqa: ARG001 - the key of the cache
-    """The gate of a GPU: one per device and process, as CUDA's context."""
-    return Gate()
+# CUDA's global mode is global to the process: one GPU's traffic spoils a capture on another.
+GPUS = Gate()

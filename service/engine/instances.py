@@ -7,6 +7,7 @@ each instance is a session with a stream of its own, and gathers its batches in 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from service.config.model import ModelConfig
 from service.engine.buffers import Memory
 from service.engine.devices import Device
-from service.engine.gate import gate_of
+from service.engine.gate import GPUS
 from service.engine.graphs import GraphInstance
 from service.engine.options import plan_session
 from service.engine.pinned import PageLocked
@@ -50,8 +51,9 @@ def make_instances(path: Path, config: ModelConfig, device: Device, count: int) 
     )
     specs = (config.inputs, config.outputs)
     if plan.graphs:
-        where, gate = ("cuda", device.index), gate_of(device.index)
-        return [GraphInstance(session, *specs, max_rows, gate, where, memory) for session in sessions]
+        where, gate = ("cuda", device.index), GPUS
+        remake = partial(OnnxSession, path, plan.without_graphs())
+        return [GraphInstance(session, *specs, max_rows, gate, where, remake, memory) for session in sessions]
     instances = [Instance(session, *specs, max_rows, memory) for session in sessions]
     for instance in instances:
         instance.why_not = why_not

@@ -116,6 +116,9 @@ def plan_session(config: ModelConfig, device: Device) -> SessionPlan:
             providers.append((TENSORRT_PROVIDER, {"device_id": str(device.index), **accelerator.provider_options}))
     cuda = {"device_id": str(device.index), **_CUDA_DEFAULTS, **config.optimization.cuda_options}
     if config.optimization.cuda_graphs:
+        if "gpu:" in config.session.arena_shrinkage:
+            # A captured graph goes on using what the arena gave back.
+            raise ConfigError("optimization.cuda.graphs", "contradicts memory.enable_memory_arena_shrinkage of a GPU")
         cuda[GRAPHS_OPTION] = "1"
     providers.append((CUDA_PROVIDER, cuda))
     # The CPU provider runs what the GPU's cannot (shapes, strings); ONNX Runtime always adds it, here it is stated.

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from service.engine.gate import gate_of
+from service.engine.gate import GPUS
 from service.tensor import Array
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class PageLocked:
     def __init__(self, device_index: int, library: Any = None, limit: int = MAX_LOCKED_BYTES) -> None:
         self._index = device_index
         # Locking memory is an allocation: it would spoil the capture of a graph.
-        self._gate = gate_of(device_index)
+        self._gate = GPUS
         self._runtime = library if library is not None else _loaded()
         self._limit = limit
 

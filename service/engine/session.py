@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime as ort
 
 from service.engine.devices import CPU_PROVIDER
-from service.engine.gate import gate_of
+from service.engine.gate import GPUS
 from service.engine.options import SessionPlan
 from service.errors import DeviceFailed, ExecutionFailed, ModelLoadError, OutOfMemory, ServiceError
 from service.tensor import Array, DataType, TensorSpec
@@ -60,7 +60,7 @@ class OnnxSession:
     def __init__(self, path: Path, plan: SessionPlan) -> None:
         """Load `path` as `plan` says. Raises `ModelLoadError`."""
         # What touches a GPU stands aside while somebody captures a graph on it.
-        self._gate = gate_of(plan.device.index) if plan.device.kind == "gpu" else None
+        self._gate = GPUS if plan.device.kind == "gpu" else None
         try:
             with self._passing():
                 # Without the fallback, which would print the reason to stdout and try the CPU.

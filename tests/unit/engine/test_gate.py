@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from service.engine.gate import Gate, gate_of
+from service.engine.gate import Gate
 
 WAIT_S = 10.0
 
@@ -94,9 +94,3 @@ def test_who_is_alone_may_pass_again() -> None:
         pass
     with gate.alone:
         pass
-
-
-def test_one_for_each_device() -> None:
-    """And always the same."""
-    assert gate_of(0) is gate_of(0)
-    assert gate_of(0) is not gate_of(1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from service.engine.options import plan_session
 from service.engine.pool import Instance
 from service.engine.session import Binding, OnnxSession
 from service.engine.warmup import first_run, samples
-from service.errors import DeviceFailed, ExecutionFailed, OutOfMemory, ServiceError
+from service.errors import ConfigError, DeviceFailed, ExecutionFailed, OutOfMemory, ServiceError
 from service.tensor import Array
 from tests.support import onnx_models
 from tests.unit.engine.support import CPU, GPU, Requests, config_of, split_rows, whole
@@ -34,8 +35,9 @@ GRAPHS = "max_batch_size: 16 optimization { cuda { graphs: true } }"
 
 def graph_instance(directory: Path, model: onnx.ModelProto, kind: type[OnnxSession] = OnnxSession) -> Any:
     config, path = config_of(directory, model, GRAPHS)
-    session = kind(path, plan_session(config, CPU))
-    return GraphInstance(session, config.inputs, config.outputs, 16, Gate(), ("cpu", 0)), config
+    plan = plan_session(config, CPU)
+    remake = partial(OnnxSession, path, plan)
+    return GraphInstance(kind(path, plan), config.inputs, config.outputs, 16, Gate(), ("cpu", 0), remake), config
 
 
 def plain_instance(directory: Path, model: onnx.ModelProto) -> Instance:
@@ -104,7 +106,8 @@ class _Shared:
             config, path = config_of(Path(tempfile.mkdtemp()), onnx_models.identity(), GRAPHS)
             self._made = OnnxSession(path, plan_session(config, CPU)), config
         session, config = self._made
-        return GraphInstance(session, config.inputs, config.outputs, 16, Gate(), ("cpu", 0)), Requests(config.inputs)
+        specs = (config.inputs, config.outputs)
+        return GraphInstance(session, *specs, 16, Gate(), ("cpu", 0), lambda: session), Requests(config.inputs)
 
 
 SHARED = _Shared()
@@ -158,6 +161,8 @@ def test_a_graph_that_cannot_be_had_is_done_without(kind: type[OnnxSession], rea
         np.testing.assert_array_equal(answer[0], x)
     assert instance.why_not.startswith(reason)
     assert instance.graphs == 0
+    # A session in the middle of a capture is not used again.
+    assert type(instance.session) is OnnxSession
 
 
 def test_a_broken_device_is_not_hidden(tmp_path: Path) -> None:
@@ -229,7 +234,7 @@ def test_every_instance_captures_every_size(tmp_path: Path) -> None:
     config, path = config_of(tmp_path, onnx_models.mlp(), GRAPHS)
     session = OnnxSession(path, plan_session(config, CPU))
     specs = (config.inputs, config.outputs)
-    instances = [GraphInstance(session, *specs, 16, Gate(), ("cpu", 0)) for _ in range(2)]
+    instances = [GraphInstance(session, *specs, 16, Gate(), ("cpu", 0), lambda: session) for _ in range(2)]
     candidates = samples(config, path.parent)
     sample, _ = first_run(instances[0], config, candidates)
     assert finish_graphs(instances, config, sample, [1, 2, 4]) == ["CUDA graphs: 3 batch sizes captured"]
@@ -247,3 +252,14 @@ def test_the_session_of_a_gpu_is_asked_for_graphs() -> None:
     assert plan.run_options().get_run_config_entry("gpu_graph_id") == "-1"
     assert not plan.without_graphs().graphs
     assert plan.without_graphs().run_options() is None
+
+
+def test_memory_that_graphs_go_on_using_is_not_given_back() -> None:
+    """The two options contradict each other."""
+    from tests.unit.engine.test_options import config as config_from
+    from tests.unit.engine.test_options import parameters
+
+    shrinking = parameters(**{"memory.enable_memory_arena_shrinkage": "gpu:1"})
+    text = f"optimization {{ cuda {{ graphs: true }} }}\n{shrinking}"
+    with pytest.raises(ConfigError, match=r"optimization\.cuda\.graphs"):
+        plan_session(config_from(text, gpus=(1,)), GPU)
