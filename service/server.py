@@ -32,6 +32,7 @@ from service.frontend.inference import InferenceHandler, unseen
 from service.frontend.ingress import Ingress
 from service.frontend.native_ingress import NativeIngress
 from service.frontend.services import INFER_METHOD, register
+from service.frontend.stream import StreamService
 from service.logs import LogControl
 from service.metrics import MetricsPortError, MetricsRegistry, MetricsServer
 from service.repository.loader import Loader, LoadOptions
@@ -110,16 +111,25 @@ class Server:
                 ("grpc.so_reuseport", 0),
             ),
             # Control calls that may wait for a thread, and open streams. ModelInfer has its own bound.
-            maximum_concurrent_rpcs=settings.max_streams + 16 * settings.control_threads,
+            maximum_concurrent_rpcs=2 * settings.max_streams + 16 * settings.control_threads,
         )
         self._handler = InferenceHandler(self.repository, self.registry)
+        self._stream_handler = InferenceHandler(self.repository, self.registry, gated=False)
+        self._streams = StreamService(
+            self._stream_handler,
+            settings.max_streams,
+            max(settings.max_in_flight_bytes, settings.max_streams),
+            settings.max_streams + 16 * settings.control_threads,
+        )
         self._ingress = self._make_ingress()
         self._handler.outbox = self._ingress
         self._health = Health(self._stream_pool)
         self._health.register(self._grpc)
         admin = Admin(self.repository, self._tracer, LogControl(settings.log_level, settings.log_format))
         traced = () if settings.trace_file is None else ("trace",)
-        register(self._grpc, Control(self.repository, self.state, traced), admin, self._stream_pool)
+        control = Control(self.repository, self.state, traced)
+        register(self._grpc, control, admin, self._streams, self._stream_pool)
+        self.registry.streams = lambda: self._streams.streams
         self._metrics = (
             MetricsServer(settings.host, settings.metrics_port, self.registry) if settings.metrics_enabled else None
         )
@@ -168,7 +178,7 @@ class Server:
         self.state.failure = f"device {device} has failed: {reason}"
         self.registry.device_failed(device)
         self._health.drain()
-        self._handler.stopping = self.state.failure
+        self._refuse(self.state.failure)
         self.repository.fail_device(device, DeviceFailed(self.state.failure))
         self._on_failure()
 
@@ -235,26 +245,36 @@ class Server:
         """Refuse what is new, answer what was accepted, within the grace period."""
         self.state.enter(Phase.DRAINING)
         self._health.drain()
-        self._handler.stopping = self._handler.stopping or "no new requests are accepted"
-        in_flight = self._ingress.calls
+        self._refuse(self._handler.stopping or "no new requests are accepted")
+        in_flight = self._in_flight
         log.info("draining", extra={"in_flight": in_flight, "grace_period_s": self._settings.grace_period_s})
         end_ns = now_ns() + int(self._settings.grace_period_s * NS_PER_S)
         pause = threading.Event()
         # Calls alone do not tell: those of clients that go on sending come and go. Idle must be seen twice, for a
         # request may be on its way from the handler into the queue.
         idle = False
-        while self._ingress.calls > 0 and now_ns() < end_ns:
+        while self._in_flight > 0 and now_ns() < end_ns:
             before, idle = idle, self.repository.idle()
             if before and idle:
                 return
             pause.wait(_DRAIN_POLL_S)
-        if self._ingress.calls > 0:
-            log.warning("grace period over", extra={"in_flight": self._ingress.calls})
+        if self._in_flight > 0:
+            log.warning("grace period over", extra={"in_flight": self._in_flight})
+
+    @property
+    def _in_flight(self) -> int:
+        return self._ingress.calls + self._streams.calls
+
+    def _refuse(self, reason: str) -> None:
+        """New requests are told `reason`."""
+        self._handler.stopping = reason
+        self._stream_handler.stopping = reason
 
     def stop(self) -> bool:
         """Close everything; calls that are still open are cancelled. False when a batch is running that does not
         end."""
         self.repository.close()
+        self._streams.close()
         self._grpc.stop(grace=_FLUSH_S).wait(_FLUSH_S + _STOP_S)
         self._ingress.stop(_FLUSH_S, _STOP_S)
         ended = self._runtime.stop(_LAST_BATCH_S)
@@ -263,6 +283,7 @@ class Server:
             self._metrics.stop()
         self._control_pool.shutdown(wait=False, cancel_futures=True)
         self._stream_pool.shutdown(wait=False, cancel_futures=True)
+        self._streams.shut_down()
         self.state.enter(Phase.STOPPED)
         log.info("stopped")
         return ended

@@ -132,11 +132,11 @@ class Settings(BaseSettings):
         "clients can make the server hold.",
     )
     max_streams: int = Field(
-        64,
+        512,
         ge=1,
         le=4096,
-        description="Streams and health watches open at once. Each holds a thread of its own, so that it cannot starve "
-        "unary calls; more are refused.",
+        description="Inference streams open at once, and as many health watches and reflection streams. Each holds "
+        "threads of its own, so that it cannot starve unary calls; more are refused.",
     )
     control_threads: int = Field(
         4,

@@ -30,12 +30,14 @@ CLIENT_MARGIN_NS = NS_PER_MS
 class InferenceHandler:
     """Serves `ModelInfer`. `stopping` not empty: every new request is refused, and this is what it is told."""
 
-    def __init__(self, repository: ModelRepository, registry: MetricsRegistry) -> None:
+    def __init__(self, repository: ModelRepository, registry: MetricsRegistry, gated: bool = True) -> None:
+        """`gated`: calls pass the gate (`gate` or `share`) before their messages are read."""
         self._decoder = Decoder(repository)
         self._registry = registry
         self.stopping = ""
         # Whose answers are to be sent in one go; set when there is one.
         self.outbox: Outbox | None = None
+        self._gated = gated
         self._thinning = Thinning()
         self._window_end_ns = 0
         self._thinned = 0
@@ -121,7 +123,7 @@ class InferenceHandler:
             decoded.request_id,
         )
         call.on_cancel = partial(model.cancel, request)
-        if model not in self._seen:
+        if self._gated and model not in self._seen:
             self._seen[model] = model.offered()
         model.submit(request)
 

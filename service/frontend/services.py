@@ -18,6 +18,7 @@ from service.frontend.admin import Admin
 from service.frontend.control import Control
 from service.frontend.health import SERVICE as SERVICE_NAME
 from service.frontend.status import as_service_error, status_of
+from service.frontend.stream import StreamService
 from service.pb import grpc_service_pb2 as pb
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -41,13 +42,17 @@ def control_methods(control: Control, admin: Admin) -> dict[str, Callable[[Any],
     }
 
 
-def register(server: grpc.Server, control: Control, admin: Admin, streams: ThreadPoolExecutor) -> None:
+def register(
+    server: grpc.Server, control: Control, admin: Admin, infer_streams: StreamService, streams: ThreadPoolExecutor
+) -> None:
     """Add the protocol's service (without `ModelInfer`) and reflection to `server`."""
     offered = control_methods(control, admin)
     handlers: dict[str, grpc.RpcMethodHandler] = {}
     for method in _SERVICE.methods:
         if method.name in offered:
             handlers[method.name] = _unary(method, offered[method.name])
+        elif method.name == "ModelStreamInfer":
+            handlers[method.name] = infer_streams.handler()
         elif method.name != "ModelInfer":
             handlers[method.name] = _not_offered(method)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))

@@ -54,6 +54,8 @@ class MetricsRegistry:
         self._unrouted: dict[str, int] = {}
         # Asked at each scrape what the GPUs are doing.
         self.gpus: Callable[[], Iterable[Reading]] = tuple
+        # And how many inference streams are open.
+        self.streams: Callable[[], int] = int
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
         GCCollector(registry=self._process)
@@ -114,6 +116,8 @@ class MetricsRegistry:
         for name in dict.fromkeys([*(info.device for info in devices), *sorted(broken)]):
             lines.append(sample_line("onclock_device_healthy", label_text([("device", name)]), int(name not in broken)))
         lines += gpu_lines(self.gpus())
+        lines += header_lines("onclock_streams", "gauge", "Inference streams that are open")
+        lines.append(sample_line("onclock_streams", "", self.streams()))
         lines += header_lines("onclock_build_info", "gauge", "Version of the server; always 1")
         lines.append(
             sample_line("onclock_build_info", label_text([("version", importlib.metadata.version("onclock"))]), 1)

@@ -67,6 +67,13 @@ def test_request_intervals(server: RunningServer, tmp_path: Path) -> None:
     consistent(line)
 
 
+def test_streaming(server: RunningServer, tmp_path: Path) -> None:
+    """All requests on streams, four at a time."""
+    arguments = ["--streaming", "--async", "--concurrency-range", "4"]
+    (line,) = perf_analyzer(server.address, "mlp", tmp_path, arguments)
+    consistent(line)
+
+
 def test_text(server: RunningServer, tmp_path: Path) -> None:
     """A model whose shape is open and whose tensors are text."""
     arguments = ["--shape", "text:1,3", "--string-length", "5"]

@@ -89,7 +89,9 @@ def test_every_message_field_and_enum_is_the_published_one(ours: list[str]) -> N
 def test_the_installed_client_speaks_the_same_protocol(ours: list[str]) -> None:
     """The list is not older than the client that the conformance tests drive."""
     where = "import tritonclient; print(tritonclient.__path__[0])"
-    answer = subprocess.run([python_with(*REQUIREMENTS[CURRENT]), "-c", where], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [python_with(*REQUIREMENTS[CURRENT]), "-c", where], capture_output=True, text=True, check=True
+    )
     folder = Path(answer.stdout.strip()) / "grpc"
     theirs = facts(file_of(folder / "service_pb2.py")) + facts(file_of(folder / "model_config_pb2.py"))
     assert ours == sorted(theirs)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import queue
 import sys
 import threading
 import time
@@ -571,19 +572,80 @@ def check_what_is_not_offered_says_so(client: triton.InferenceServerClient) -> N
     refused("UNIMPLEMENTED", "classification", lambda: client.infer("double", [tensor("x", rows(1))], outputs=top))
 
 
-def check_stream_is_refused_with_a_status(client: triton.InferenceServerClient) -> None:
-    seen: list[Any] = []
-    done = threading.Event()
+# Streams
 
-    def collect(result: Any, error: Any) -> None:
-        seen.append((result, error))
-        done.set()
 
-    with triton.InferenceServerClient(URL) as other:
-        other.start_stream(collect)
-        assert done.wait(WAIT_S)
-        other.stop_stream()
-    assert seen[0][0] is None and seen[0][1].status() == "StatusCode.UNIMPLEMENTED", seen
+class Stream:
+    """A stream of a client of its own: what its callback is given comes out of `next`."""
+
+    def __init__(self, **options: Any) -> None:
+        self.client = triton.InferenceServerClient(URL)
+        self._seen: queue.Queue[tuple[Any, Any]] = queue.Queue()
+        self.client.start_stream(lambda result, error: self._seen.put((result, error)), **options)
+
+    def next(self) -> tuple[Any, Any]:
+        return self._seen.get(timeout=WAIT_S)
+
+    def close(self) -> None:
+        self.client.stop_stream()
+        self.client.close()
+
+
+def check_stream(_client: triton.InferenceServerClient) -> None:
+    stream = Stream()
+    for number in range(20):
+        x = np.full((1, 4), number, np.float32)
+        stream.client.async_stream_infer("double", [tensor("x", x)], model_version="1", request_id=str(number))
+    for number in range(20):
+        result, error = stream.next()
+        assert error is None, error
+        assert result.get_response().id == str(number), result.get_response()
+        assert result.get_response().parameters["triton_final_response"].bool_param is True
+        assert np.array_equal(result.as_numpy("y"), np.full((1, 4), 2 * number, np.float32))
+    stream.close()
+
+
+def check_stream_goes_on_after_an_error(_client: triton.InferenceServerClient) -> None:
+    stream = Stream()
+    stream.client.async_stream_infer("double", [tensor("wrong", rows(1))], request_id="bad")
+    stream.client.async_stream_infer("nobody", [tensor("x", rows(1))])
+    stream.client.async_stream_infer("double", [tensor("x", rows(1))], request_id="good")
+    result, error = stream.next()
+    assert result is None and "unexpected inference input" in error.message(), (result, error)
+    result, error = stream.next()
+    assert result is None and "unknown model" in error.message(), (result, error)
+    result, error = stream.next()
+    assert error is None and result.get_response().id == "good", (result, error)
+    stream.close()
+
+
+def check_stream_with_a_status(_client: triton.InferenceServerClient) -> None:
+    stream = Stream(headers={"triton_grpc_error": "true"})
+    stream.client.async_stream_infer("double", [tensor("wrong", rows(1))])
+    result, error = stream.next()
+    assert result is None and error.status() == "StatusCode.INVALID_ARGUMENT", (result, error)
+    stream.client.close()
+
+
+async def check_aio_stream(_client: triton.InferenceServerClient) -> None:
+    async def requests() -> Any:
+        for number in range(5):
+            x = np.full((1, 4), number, np.float32)
+            yield {"model_name": "double", "model_version": "1", "inputs": [aio_tensor(x)], "request_id": str(number)}
+
+    def aio_tensor(x: Any) -> Any:
+        given = triton_aio.InferInput("x", list(x.shape), "FP32")
+        given.set_data_from_numpy(x)
+        return given
+
+    async with triton_aio.InferenceServerClient(URL) as client:
+        number = 0
+        async for result, error in client.stream_infer(requests()):
+            assert error is None, error
+            assert result.get_response().id == str(number)
+            assert np.array_equal(result.as_numpy("y"), np.full((1, 4), 2 * number, np.float32))
+            number += 1
+        assert number == 5
 
 
 def main() -> int:

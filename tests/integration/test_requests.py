@@ -24,6 +24,8 @@ from tests.support.server import RunningServer, running_server
 MAX_MESSAGE = 8 << 20
 X = np.arange(16, dtype=np.float32).reshape(2, 8) / 16
 OFFERED = {
+    "LogSettings",
+    "TraceSetting",
     "ServerLive",
     "ServerReady",
     "ModelReady",
@@ -333,14 +335,6 @@ def test_what_is_not_offered_says_so(client: Client, method: str) -> None:
     code, details = status_of(lambda: client.call(method))
     assert code is StatusCode.UNIMPLEMENTED
     assert details == f"onclock does not offer {method}"
-
-
-def test_streams_are_not_offered(server: RunningServer) -> None:
-    """The stream ends at once with the status, whatever the client goes on to send."""
-    stream = server.channel().stream_stream(f"/{SERVICE}/ModelStreamInfer", None, None)
-    code, details = status_of(lambda: list(stream(iter([b""] * 3), timeout=TIMEOUT_S)))
-    assert code is StatusCode.UNIMPLEMENTED
-    assert details == "onclock does not offer ModelStreamInfer"
 
 
 def test_unknown_methods(server: RunningServer) -> None:
