@@ -407,6 +407,13 @@ class Model:
                 unloading = Draining(f"model '{self.name}' version {self.version} is unloading", NS_PER_MS)
                 self._fail(request, _with_model(self, error) if error is not None else unloading)
 
+    def release(self) -> None:
+        """Let go of sessions and buffers: nothing runs any more. What refers to the model in a circle is cut, since
+        what was there at the start is never looked at by the garbage collector."""
+        self._pools = {}
+        self._shapes.clear()
+        self.metrics.state = ModelState
+
 
 def refuse_all(refusals: Sequence[Refusal]) -> None:
     """Answer requests, of one model or several, that will not be run; the answers leave together."""

@@ -30,11 +30,13 @@ from service.frontend.control import Control
 from service.frontend.health import Health
 from service.frontend.inference import InferenceHandler, unseen
 from service.frontend.ingress import Ingress
+from service.frontend.model_control import ModelControlRpcs
 from service.frontend.native_ingress import NativeIngress
 from service.frontend.services import INFER_METHOD, register
 from service.frontend.stream import StreamService
 from service.logs import LogControl
 from service.metrics import MetricsPortError, MetricsRegistry, MetricsServer
+from service.repository.changing import ModelControl
 from service.repository.loader import Loader, LoadOptions
 from service.repository.repository import LoadProgress, ModelRepository
 from service.state import Phase, ServerState
@@ -100,6 +102,7 @@ class Server:
             self._tracer,
         )
         self.repository = ModelRepository(settings.model_repository, loader, self.registry)
+        self._changes = ModelControl(self.repository, settings.model_repository)
         self._control_pool = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
         self._stream_pool = ThreadPoolExecutor(settings.max_streams, thread_name_prefix="stream")
         self._grpc = grpc.server(
@@ -126,9 +129,15 @@ class Server:
         self._health = Health(self._stream_pool)
         self._health.register(self._grpc)
         admin = Admin(self.repository, self._tracer, LogControl(settings.log_level, settings.log_format))
-        traced = () if settings.trace_file is None else ("trace",)
-        control = Control(self.repository, self.state, traced)
-        register(self._grpc, control, admin, self._streams, self._stream_pool)
+        more = [] if settings.trace_file is None else ["trace"]
+        if settings.model_control_mode == "explicit":
+            more += ["model_repository", "model_repository(unload_dependents)"]
+        control = Control(self.repository, self.state, more)
+        explicit = settings.model_control_mode == "explicit"
+        changes = ModelControlRpcs(self._changes, explicit)
+        # Loads take long and must not keep metadata waiting; more of them than this wait for each other.
+        self._change_pool = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="change")
+        register(self._grpc, control, admin, changes, self._change_pool, self._streams, self._stream_pool)
         self.registry.streams = lambda: self._streams.streams
         self._metrics = (
             MetricsServer(settings.host, settings.metrics_port, self.registry) if settings.metrics_enabled else None
@@ -216,10 +225,15 @@ class Server:
         When `stopping` comes true, loading ends after the present model, and the server does not become ready.
         """
         start_ns = now_ns()
-        self.repository.load_all(progress, self._settings.load_parallelism, stopping)
+        settings = self._settings
+        polled = settings.model_control_mode == "poll"
+        # Before they are loaded: what changes meanwhile is then seen.
+        files = self._changes.facts() if polled else {}
+        self.repository.load_all(progress, settings.load_parallelism, stopping, self._chosen)
         if stopping():
             return True
         self._health.models(self.repository.names())
+        self.repository.on_change = lambda name, ready: self._health.models([(name, ready)])
         failed = self.repository.failed()
         if failed and self._settings.exit_on_error:
             return False
@@ -228,6 +242,8 @@ class Server:
         gc.freeze()
         if self.state.failure:
             return True
+        if polled:
+            self._changes.watch(settings.repository_poll_secs, files)
         if not failed or not self._settings.strict_readiness:
             self.state.enter(Phase.READY)
             self._health.server(ready=True)
@@ -241,9 +257,16 @@ class Server:
         )
         return True
 
+    def _chosen(self, name: str) -> bool:
+        """Whether a model is loaded at the start."""
+        if self._settings.model_control_mode != "explicit":
+            return True
+        return "*" in self._settings.load_model or name in self._settings.load_model
+
     def drain(self) -> None:
         """Refuse what is new, answer what was accepted, within the grace period."""
         self.state.enter(Phase.DRAINING)
+        self._changes.close()
         self._health.drain()
         self._refuse(self._handler.stopping or "no new requests are accepted")
         in_flight = self._in_flight
@@ -281,6 +304,7 @@ class Server:
         self._tracer.close(_FLUSH_S)
         if self._metrics is not None:
             self._metrics.stop()
+        self._change_pool.shutdown(wait=False, cancel_futures=True)
         self._control_pool.shutdown(wait=False, cancel_futures=True)
         self._stream_pool.shutdown(wait=False, cancel_futures=True)
         self._streams.shut_down()

@@ -15,7 +15,14 @@ from service.config.settings import METRICS_OFF, Settings, accepted_values, env_
 
 # Order and headings of the help page. A test checks that every setting is in exactly one group.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "models": ("model_repository", "model_control_mode", "strict_readiness", "exit_on_error"),
+    "models": (
+        "model_repository",
+        "model_control_mode",
+        "repository_poll_secs",
+        "load_model",
+        "strict_readiness",
+        "exit_on_error",
+    ),
     "network": (
         "host",
         "grpc_port",
@@ -52,6 +59,7 @@ _PLACEHOLDERS = {
     "model_repository": "DIR",
     "profile_cache": "DIR",
     "trace_file": "FILE",
+    "load_model": "NAME",
     "host": "ADDRESS",
     "grace_period_s": "SECONDS",
 }
@@ -81,6 +89,8 @@ def default_text(name: str) -> str:
         return ""
     if field.default is None:
         return "none"
+    if field.default == ():
+        return "(none)"
     if isinstance(field.default, bool):
         return str(field.default).lower()
     return "off" if name == "metrics_port" and field.default == METRICS_OFF else str(field.default)
@@ -99,7 +109,7 @@ def _add_setting(group: argparse._ArgumentGroup, name: str) -> None:
     group.add_argument(
         flag_name(name),
         dest=name,
-        action="append" if name == "model_repository" else "store",
+        action="append" if name in ("model_repository", "load_model") else "store",
         metavar=_PLACEHOLDERS.get(name) or accepted_metavar(name),
         help=text,
     )

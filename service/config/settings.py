@@ -46,6 +46,10 @@ def _port_or_off(value: object) -> object:
     return METRICS_OFF if isinstance(value, str) and value.strip().lower() == "off" else value
 
 
+def _split_names(value: object) -> object:
+    return tuple(name for name in value.split(",") if name) if isinstance(value, str) else value
+
+
 def _path_or_none(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() == "none" else value
 
@@ -77,9 +81,18 @@ class Settings(BaseSettings):
         f"the environment variable separates directories with '{os.pathsep}'.",
         examples=["/srv/models"],
     )
-    model_control_mode: Literal["none"] = Field(
+    model_control_mode: Literal["none", "poll", "explicit"] = Field(
         "none",
-        description="none: load every model of the repository at start and change nothing while serving.",
+        description="Who changes what is served. none: nobody, it is what is there at the start. poll: the files, "
+        "which are followed. explicit: clients, by RepositoryModelLoad and RepositoryModelUnload.",
+    )
+    repository_poll_secs: float = Field(
+        15.0, ge=0.1, le=86_400, description="With poll: how often the repository is looked at, seconds."
+    )
+    load_model: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)] = Field(
+        (),
+        description="With explicit: a model to load at the start; * = all. The flag may be repeated; the environment "
+        "variable separates names with commas.",
     )
     strict_readiness: bool = Field(
         False,

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from service.frontend.admin import Admin
 from service.frontend.control import Control
 from service.frontend.health import SERVICE as SERVICE_NAME
+from service.frontend.model_control import ModelControlRpcs
 from service.frontend.status import as_service_error, status_of
 from service.frontend.stream import StreamService
 from service.pb import grpc_service_pb2 as pb
@@ -43,14 +44,23 @@ def control_methods(control: Control, admin: Admin) -> dict[str, Callable[[Any],
 
 
 def register(
-    server: grpc.Server, control: Control, admin: Admin, infer_streams: StreamService, streams: ThreadPoolExecutor
+    server: grpc.Server,
+    control: Control,
+    admin: Admin,
+    changes: ModelControlRpcs,
+    change_threads: ThreadPoolExecutor,
+    infer_streams: StreamService,
+    streams: ThreadPoolExecutor,
 ) -> None:
     """Add the protocol's service (without `ModelInfer`) and reflection to `server`."""
     offered = control_methods(control, admin)
+    slow = {"RepositoryModelLoad": changes.load, "RepositoryModelUnload": changes.unload}
     handlers: dict[str, grpc.RpcMethodHandler] = {}
     for method in _SERVICE.methods:
         if method.name in offered:
             handlers[method.name] = _unary(method, offered[method.name])
+        elif method.name in slow:
+            handlers[method.name] = _unary(method, slow[method.name], change_threads)
         elif method.name == "ModelStreamInfer":
             handlers[method.name] = infer_streams.handler()
         elif method.name != "ModelInfer":
@@ -63,7 +73,9 @@ def _message_class(descriptor: Any) -> Any:
     return getattr(pb, descriptor.name)
 
 
-def _unary(method: Any, answer: Callable[[Any], Any]) -> grpc.RpcMethodHandler:
+def _unary(
+    method: Any, answer: Callable[[Any], Any], threads: ThreadPoolExecutor | None = None
+) -> grpc.RpcMethodHandler:
     def handle(request: Any, context: grpc.ServicerContext) -> Any:
         try:
             return answer(request)
@@ -73,6 +85,8 @@ def _unary(method: Any, answer: Callable[[Any], Any]) -> grpc.RpcMethodHandler:
                 context.set_trailing_metadata(trailers)
             return context.abort(code, details)
 
+    if threads is not None:
+        handle.experimental_thread_pool = threads  # type: ignore[attr-defined]
     return grpc.unary_unary_rpc_method_handler(
         handle,
         request_deserializer=_message_class(method.input_type).FromString,

@@ -30,6 +30,7 @@ _TURN_S = 50e-6
 
 _T = TypeVar("_T")
 
+_CHANGES_HELP = "Changes of models while serving: loaded, or failed to load"
 _UNROUTED_HELP = "Requests that reached no model, by reason: unknown names, undecodable messages, draining"
 _HEALTHY_HELP = "0 = the device is broken or hangs, and the server is ending to be replaced"
 
@@ -52,6 +53,8 @@ class MetricsRegistry:
         self._devices: dict[DeviceInfo, None] = {}
         self._failed_devices: set[str] = set()
         self._unrouted: dict[str, int] = {}
+        # Model -> loads that succeeded and that failed, since the start.
+        self._loads: dict[str, list[int]] = {}
         # Asked at each scrape what the GPUs are doing.
         self.gpus: Callable[[], Iterable[Reading]] = tuple
         # And how many inference streams are open.
@@ -81,6 +84,11 @@ class MetricsRegistry:
         with self._lock:
             self._failed_devices.add(device)
 
+    def record_load(self, model: str, succeeded: bool) -> None:
+        """Count a change of a model that was loaded, or that could not be, while the server serves."""
+        with self._lock:
+            self._loads.setdefault(model, [0, 0])[0 if succeeded else 1] += 1
+
     def record_unrouted(self, reason: str) -> None:
         """Count a request that was answered with an error before a model version was found for it."""
         with self._lock:
@@ -99,6 +107,7 @@ class MetricsRegistry:
             devices = list(self._devices)
             broken = self._failed_devices.copy()
             unrouted = sorted(self._unrouted.items())
+            loads = sorted((model, counts.copy()) for model, counts in self._loads.items())
 
         views = [_view(metrics, at_ns) for metrics in _in_turns(models)]
         lines: list[str] = []
@@ -115,6 +124,11 @@ class MetricsRegistry:
         lines += header_lines("onclock_device_healthy", "gauge", _HEALTHY_HELP)
         for name in dict.fromkeys([*(info.device for info in devices), *sorted(broken)]):
             lines.append(sample_line("onclock_device_healthy", label_text([("device", name)]), int(name not in broken)))
+        lines += header_lines("onclock_model_changes_total", "counter", _CHANGES_HELP)
+        for name, counts in loads:
+            for result, count in zip(("loaded", "failed"), counts, strict=True):
+                labels = label_text([("model", name), ("result", result)])
+                lines.append(sample_line("onclock_model_changes_total", labels, count))
         lines += gpu_lines(self.gpus())
         lines += header_lines("onclock_streams", "gauge", "Inference streams that are open")
         lines.append(sample_line("onclock_streams", "", self.streams()))

@@ -86,6 +86,11 @@ class Scan:
         return next((model for model in self.models if model.name == name), None)
 
 
+def valid_name(name: str) -> bool:
+    """Whether a model can have this name."""
+    return _NAME.fullmatch(name) is not None
+
+
 def scan(repositories: Sequence[Path]) -> Scan:
     """Read the repositories. Raises `ModelLoadError` for one that is no readable directory.
 
@@ -117,16 +122,16 @@ def scan(repositories: Sequence[Path]) -> Scan:
     return Scan(tuple(found[name] for name in sorted(found)), tuple(warnings))
 
 
-def scan_model(directory: Path) -> tuple[ModelFiles, tuple[RepositoryWarning, ...]]:
-    """Read one model's directory."""
+def scan_model(directory: Path, config: ModelConfig | None = None) -> tuple[ModelFiles, tuple[RepositoryWarning, ...]]:
+    """Read one model's directory; with `config` instead of its configuration file, if given."""
     warnings: list[RepositoryWarning] = []
-    return _scan_model(directory, warnings), tuple(warnings)
+    return _scan_model(directory, warnings, config), tuple(warnings)
 
 
-def _scan_model(directory: Path, warnings: list[RepositoryWarning]) -> ModelFiles:
+def _scan_model(directory: Path, warnings: list[RepositoryWarning], override: ModelConfig | None = None) -> ModelFiles:
     name = directory.name
     try:
-        config = read_config(directory / CONFIG_FILENAME)
+        config = read_config(directory / CONFIG_FILENAME) if override is None else override
         policy = build_version_policy(config) if config is not None else SERVE_NEWEST
         filename = model_filename(config)
         versions = _scan_versions(directory, filename, warnings)

@@ -11,17 +11,19 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from service.clock import NS_PER_S
+from service.clock import NS_PER_S, now_ns
 from service.errors import DeviceFailed, InvalidRequest, ModelLoadError, ModelNotReady, UnknownModel, UnknownVersion
 from service.metrics import MetricsRegistry
 from service.model import Model
+from service.repository.files import files_below
 from service.repository.layout import ModelFiles, VersionFiles, scan
 from service.repository.loader import Loaded, Loader
 from service.repository.neighbours import conflicts
+from service.repository.retire import retire
 from service.repository.version_policy import (
     Event,
     VersionState,
@@ -36,6 +38,10 @@ _MEBIBYTE = 1 << 20
 
 # One slow model among a thousand is said a few times, not a thousand.
 MAX_CONFLICTS = 3
+
+
+# What the index says of a version that a failed change left alone, before the reason.
+SERVES_ON = "serves on as before, since a change failed to load: "
 
 
 class LoadProgress(Protocol):
@@ -61,6 +67,10 @@ class Entry:
     reason: str = ""
     loaded: Loaded | None = None
     wanted: bool = False
+    # What the loaded version was made of.
+    digest: str = ""
+    # Whether anybody wants the model served: not those that a client has unloaded or has yet to load.
+    asked: bool = True
 
 
 class ModelRepository:
@@ -75,6 +85,8 @@ class ModelRepository:
         # Replaced whole, read without a lock: name -> version -> model, ascending.
         self._ready: dict[str, dict[int, Model]] = {}
         self.generation = 0
+        # Told of every model that begins or ceases to answer.
+        self.on_change: Callable[[str, bool], None] = lambda _name, _ready: None
 
     # ---------------------------------------------------------------- looking up
 
@@ -118,8 +130,10 @@ class ModelRepository:
         """The completed `ModelConfig` message of a model."""
         with self._lock:
             entry = self._entries[model.name][model.version]
-        assert entry.loaded is not None
-        return entry.loaded.completed.proto
+            loaded = entry.loaded
+        if loaded is None:
+            raise ModelNotReady(f"Request for model '{model.name}' is not at ready state: it was unloaded just now")
+        return loaded.completed.proto
 
     def index(self) -> list[Entry]:
         """Every version found, by name and version."""
@@ -138,20 +152,28 @@ class ModelRepository:
 
     def failed(self) -> list[Entry]:
         """What could not be loaded."""
-        return [entry for entry in self.index() if entry.state is VersionState.UNAVAILABLE and entry.reason]
+        unavailable = [entry for entry in self.index() if entry.state is VersionState.UNAVAILABLE]
+        return [entry for entry in unavailable if entry.reason and entry.asked]
 
     # ---------------------------------------------------------------- loading
 
-    def load_all(self, progress: LoadProgress, parallelism: int, stopping: Callable[[], bool]) -> None:
+    def load_all(
+        self,
+        progress: LoadProgress,
+        parallelism: int,
+        stopping: Callable[[], bool],
+        chosen: Callable[[str], bool] = lambda _name: True,
+    ) -> None:
         """Load what the directories hold, `parallelism` models at a time. Raises `ModelLoadError` only when a
         directory cannot be read; a model that fails is reported and skipped. No further model is begun once `stopping`
-        says so."""
+        says so. Models that are not `chosen` by name are listed only."""
         found = scan(self._directories)
         for warning in found.warnings:
             log.warning("not served", extra={"path": str(warning.path), "reason": warning.message})
         jobs: list[tuple[ModelFiles, VersionFiles]] = []
         for model in found.models:
-            jobs += self._plan(model)
+            planned = self._plan(model, chosen(model.name))
+            jobs += planned if chosen(model.name) else []
         hopeless = self.failed()
         progress.started(len(jobs) + len(hopeless))
         for entry in hopeless:
@@ -162,10 +184,10 @@ class ModelRepository:
                 future.result()
         progress.finished()
 
-    def _plan(self, model: ModelFiles) -> list[tuple[ModelFiles, VersionFiles]]:
+    def _plan(self, model: ModelFiles, chosen: bool = True) -> list[tuple[ModelFiles, VersionFiles]]:
         """Enter a model's versions; those to load."""
         available = [files.version for files in model.versions]
-        wanted = () if model.error else versions_to_serve(available, model.version_policy)
+        wanted = versions_to_serve(available, model.version_policy) if chosen and not model.error else ()
         entries: dict[int | None, Entry] = {
             version: Entry(model.name, version, VersionState.UNAVAILABLE, wanted=version in wanted)
             for version in available
@@ -173,7 +195,9 @@ class ModelRepository:
         for version in missing_versions(available, model.version_policy):
             reason = f"version_policy names version {version}, but there is no such version"
             entries[version] = Entry(model.name, version, VersionState.UNAVAILABLE, reason)
-        if model.error is not None:
+        if not chosen:
+            entries = {version: replace(entry, reason="", asked=False) for version, entry in entries.items()}
+        elif model.error is not None:
             for entry in entries.values():
                 entry.reason = str(model.error)
         if not entries:
@@ -190,6 +214,7 @@ class ModelRepository:
         entry = self._entries[model.name][version.version]
         entry.state = transition(entry.state, Event.LOAD)
         name, number = model.name, str(version.version)
+        made_of = _made_of(model, version, "")
         try:
             loaded = self._loader.load(model, version)
         except Exception as error:
@@ -203,6 +228,7 @@ class ModelRepository:
             log.info("model note", extra={"model": name, "version": number, "note": note})
         for conflict in self._conflicts(loaded)[:MAX_CONFLICTS]:
             log.warning("promises that break each other", extra={"model": name, "version": number, "detail": conflict})
+        entry.digest = made_of
         self._publish(entry, loaded)
         log.info("model ready", extra={"model": name, "version": number, **_facts(loaded)})
         progress.loaded(name, number, loaded.load_ns / NS_PER_S)
@@ -220,10 +246,136 @@ class ModelRepository:
         self._registry.add(model.metrics)
         with self._lock:
             entry.loaded = loaded
+            entry.reason = ""
             versions = {**self._ready.get(model.name, {}), model.version: model}
             self._ready = {**self._ready, model.name: versions}
             self.generation += 1
-            entry.state = transition(entry.state, Event.LOADED)
+            if entry.state is VersionState.LOADING:
+                entry.state = transition(entry.state, Event.LOADED)
+        self.on_change(model.name, True)
+
+    # ---------------------------------------------------------------- changing
+
+    def bring(self, files: ModelFiles, digest: str) -> None:
+        """Serve what `files` say: load what is wanted, beside what serves, and then let go what is not.
+
+        `digest` is what the files do not tell (a client's configuration). Raises `ModelLoadError` when something that
+        is wanted cannot be loaded; what served before serves on. Calls for one model come one after the other.
+        """
+        name = files.name
+        wanted = versions_to_serve([v.version for v in files.versions], files.version_policy)
+        if files.error is not None or not wanted:
+            error = files.error or ModelLoadError(f"version_policy of model '{name}' serves none of its versions")
+            self._blame(name, None, str(error))
+            raise error
+        failures: list[ModelLoadError] = []
+        for version in reversed(wanted):
+            found = files.version(version)
+            assert found is not None
+            try:
+                self._bring_version(files, found, digest)
+            except ModelLoadError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        with self._lock:
+            entries = self._entries[name]
+            surplus = [e for v, e in entries.items() if v not in wanted and e.state is VersionState.READY]
+            present = {v.version for v in files.versions}
+            self._entries[name] = {v: e for v, e in entries.items() if v in present or e.loaded is not None}
+        for entry in surplus:
+            self._unload(entry)
+
+    def unload(self, name: str) -> None:
+        """Serve no version of `name` any more; requests that were accepted are answered. Raises `UnknownModel`."""
+        for entry in self._known(name).copy().values():
+            entry.wanted = entry.asked = False
+            if entry.state is VersionState.READY:
+                self._unload(entry)
+            else:
+                entry.reason = ""
+
+    def forget(self, name: str) -> None:
+        """List a model no more whose files are gone."""
+        with self._lock:
+            self._entries = {known: entries for known, entries in self._entries.items() if known != name}
+
+    def _bring_version(self, files: ModelFiles, version: VersionFiles, digest: str) -> None:
+        made_of = _made_of(files, version, digest)
+        with self._lock:
+            entries = self._entries.setdefault(files.name, {})
+            entries.pop(None, None)
+            entry = entries.get(version.version)
+            if entry is None or entry.state is VersionState.UNLOADING:
+                # What is on its way out goes by itself; this is another load of the version.
+                entry = entries[version.version] = Entry(files.name, version.version, VersionState.UNAVAILABLE)
+            entry.wanted = entry.asked = True
+            old = entry.loaded
+            if old is None:
+                entry.state = transition(entry.state, Event.LOAD)
+        if old is not None and entry.digest == made_of:
+            entry.reason = ""
+            return
+        number = str(version.version)
+        ready = self._ready.get(files.name, {})
+        beside = old.model if old is not None else (ready[max(ready)] if ready else None)
+        start_ns = now_ns()
+        try:
+            loaded = self._loader.load(files, version, beside)
+        except Exception as error:
+            if not isinstance(error, ModelLoadError):
+                log.error("unexpected error while loading model '%s' version %s", files.name, number, exc_info=error)
+            reason = str(error) or type(error).__name__
+            with self._lock:
+                entry.reason = reason if old is None else SERVES_ON + reason
+                entry.digest = entry.digest if old is not None else ""
+                if old is None:
+                    entry.state = transition(entry.state, Event.FAILED)
+            self._registry.record_load(files.name, succeeded=False)
+            log.error("model failed to load", extra={"model": files.name, "version": number, "reason": reason})
+            raise ModelLoadError(reason) from error
+        entry.digest = made_of
+        self._publish(entry, loaded)
+        self._registry.record_load(files.name, succeeded=True)
+        seconds = round((now_ns() - start_ns) / NS_PER_S, 3)
+        event = "model ready" if old is None else "model replaced"
+        log.info(event, extra={"model": files.name, "version": number, **_facts(loaded), "seconds": seconds})
+        for note in loaded.notes:
+            log.info("model note", extra={"model": files.name, "version": number, "note": note})
+        if old is not None:
+            retire(old.model, self._registry)
+
+    def _unload(self, entry: Entry) -> None:
+        assert entry.loaded is not None
+        model = entry.loaded.model
+        with self._lock:
+            entry.state = transition(entry.state, Event.UNLOAD)
+            versions = {v: m for v, m in self._ready.get(model.name, {}).items() if v != model.version}
+            self._ready = {**self._ready, model.name: versions}
+            self.generation += 1
+        self.on_change(model.name, bool(versions))
+
+        def unloaded() -> None:
+            with self._lock:
+                entry.loaded = None
+                entry.digest = ""
+                entry.reason = ""
+                entry.state = transition(entry.state, Event.UNLOADED)
+            log.info("model unloaded", extra={"model": model.name, "version": str(model.version)})
+
+        retire(model, self._registry, unloaded)
+
+    def _blame(self, name: str, version: int | None, reason: str) -> None:
+        """Say in the index why a change came to nothing."""
+        with self._lock:
+            entries = self._entries.setdefault(name, {})
+            if not entries:
+                entries[version] = Entry(name, version, VersionState.UNAVAILABLE)
+            serving = [entry for entry in entries.values() if entry.state is VersionState.READY]
+            for entry in serving or entries.values():
+                entry.reason = SERVES_ON + reason if serving else reason
+        self._registry.record_load(name, succeeded=False)
+        log.error("model failed to load", extra={"model": name, "reason": reason})
 
     def idle(self) -> bool:
         """Whether no request waits or runs."""
@@ -255,6 +407,11 @@ class ModelRepository:
         return ModelNotReady(f"Request for model '{name}' is not at ready state{_because(newest)}")
 
 
+def _made_of(model: ModelFiles, version: VersionFiles, digest: str) -> str:
+    """What a version is made of: another text, another model."""
+    return f"{digest} {sorted(files_below(model.directory, version.directory).items())}"
+
+
 def parse_version(text: str, name: str) -> int:
     """A requested version as a number. Raises `InvalidRequest`."""
     if not text.isascii() or not text.isdigit() or len(text) > 18:
@@ -269,6 +426,8 @@ def _because(entry: Entry) -> str:
         return ": it is loading"
     if entry.state is not VersionState.UNAVAILABLE:
         return ""
+    if not entry.asked:
+        return ": it is not loaded"
     return ": it waits to be loaded" if entry.wanted else ": version_policy does not serve it"
 
 

@@ -563,8 +563,8 @@ def check_a_model_that_is_not_loaded(client: triton.InferenceServerClient) -> No
 
 
 def check_what_is_not_offered_says_so(client: triton.InferenceServerClient) -> None:
-    refused("UNIMPLEMENTED", "RepositoryModelLoad", lambda: client.load_model("double"))
-    refused("UNIMPLEMENTED", "RepositoryModelUnload", lambda: client.unload_model("double"))
+    refused("UNAVAILABLE", "explicit model load / unload is not allowed", lambda: client.load_model("double"))
+    refused("UNAVAILABLE", "explicit model load / unload is not allowed", lambda: client.unload_model("double"))
     refused("UNIMPLEMENTED", "SystemSharedMemoryStatus", client.get_system_shared_memory_status)
     refused("UNIMPLEMENTED", "SystemSharedMemoryUnregister", client.unregister_system_shared_memory)
     refused("UNIMPLEMENTED", "CudaSharedMemoryStatus", client.get_cuda_shared_memory_status)

@@ -24,6 +24,8 @@ from tests.support.server import RunningServer, running_server
 MAX_MESSAGE = 8 << 20
 X = np.arange(16, dtype=np.float32).reshape(2, 8) / 16
 OFFERED = {
+    "RepositoryModelLoad",
+    "RepositoryModelUnload",
     "LogSettings",
     "TraceSetting",
     "ServerLive",

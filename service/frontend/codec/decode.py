@@ -53,6 +53,7 @@ class Decoder:
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
         self._plans: dict[bytes, RequestPlan] = {}
+        self._generation = 0
 
     def decode(self, message: bytes | memoryview) -> Decoded:
         """Decode a serialized `ModelInferRequest`.
@@ -65,8 +66,12 @@ class Decoder:
         request_id = parts.request_id
         if request_id and not request_id.isascii():
             _check_text(request_id)
+        if self._generation != self._repository.generation:
+            # Read before anything is looked up. Plans hold their models, which may be gone.
+            self._generation = self._repository.generation
+            self._plans.clear()
         plan = self._plans.get(parts.header)
-        if plan is None or plan.generation != self._repository.generation:
+        if plan is None:
             parsed = _parse(parts.header)
             plan = self._plan(parsed)
             _refuse_contents(parsed, plan)
@@ -87,10 +92,8 @@ class Decoder:
         return Decoded(plan, inputs, plan.shape or _with_sides(plan, inputs), request_id)
 
     def _plan(self, parsed: Any) -> RequestPlan:
-        # Read before the look-up: a change in between must make this plan an old one.
-        generation = self._repository.generation
         model = self._repository.lookup(parsed.model_name, parsed.model_version)
-        return make_plan(parsed, model, generation)
+        return make_plan(parsed, model)
 
     def _decode_any(self, message: bytes | memoryview) -> Decoded:
         """The slow path: typed contents, or fields in an unusual order."""

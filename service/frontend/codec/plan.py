@@ -60,11 +60,9 @@ class RequestPlan:
     """`inputs` are in the order of the raw tensors of the message; `shape` is None when it depends on side inputs'
     values.
 
-    `generation` is that of the model repository when the plan was made: older plans are made anew.
     """
 
     model: Any
-    generation: int
     inputs: tuple[PlannedInput, ...]
     input_slots: int
     rows: int
@@ -78,7 +76,7 @@ class RequestPlan:
     output_headers: Any = None
 
 
-def make_plan(message: Any, model: ServedModel, generation: int) -> RequestPlan:
+def make_plan(message: Any, model: ServedModel) -> RequestPlan:
     """Check the header of the `ModelInferRequest` `message` against `model`.
 
     Raises `InvalidRequest` naming the model, the tensor and what was expected, or `UnsupportedFeature`.
@@ -121,7 +119,6 @@ def make_plan(message: Any, model: ServedModel, generation: int) -> RequestPlan:
     timeout_ns, priority = _request_parameters(message.parameters, model)
     return RequestPlan(
         model=model,
-        generation=generation,
         inputs=tuple(planned),
         input_slots=len(model.inputs),
         rows=rows if model.max_batch_size > 0 else 1,

@@ -57,7 +57,7 @@ def test_a_missing_repository_is_named_with_an_example() -> None:
         ("grpc_port", "70000", "'70000' is not accepted; expected an integer from 0 to 65535"),
         ("metrics_port", "-2", "'-2' is not accepted; expected an integer from -1 to 65535"),
         ("device", "tpu", "'tpu' is not accepted; expected auto or cpu or cuda"),
-        ("model_control_mode", "poll", "'poll' is not accepted; expected none"),
+        ("model_control_mode", "manual", "'manual' is not accepted; expected none or poll or explicit"),
         ("strict_readiness", "maybe", "'maybe' is not accepted; expected true or false"),
         ("grace_period_s", "nan", "'nan' is not accepted; expected a number from 0 to 3600"),
         ("cpu_run_slots", "0", "'0' is not accepted; expected an integer from 1 to 64"),

@@ -18,11 +18,13 @@ from service.errors import InvalidRequest, ModelNotReady, Overloaded, UnknownMod
 from service.frontend.admin import Admin
 from service.frontend.control import EXTENSIONS, Control
 from service.frontend.health import SERVICE, Health
+from service.frontend.model_control import ModelControlRpcs
 from service.frontend.services import register
 from service.frontend.stream import StreamService
 from service.logs import LogControl
 from service.metrics import MetricsRegistry
 from service.pb import grpc_service_pb2 as pb
+from service.repository.changing import ModelControl
 from service.repository.loader import Loader, LoadOptions
 from service.repository.repository import ModelRepository
 from service.state import Phase, ServerState
@@ -187,7 +189,8 @@ def serving(control: Control, repository: ModelRepository) -> Iterator[Serving]:
         health = Health(streams)
         health.register(server)
         admin = Admin(repository, Tracer(None), LogControl("info", "json"))
-        register(server, control, admin, StreamService(refuse_everything, 1, 1, 1), streams)
+        changes = ModelControlRpcs(ModelControl(repository, []), allowed=False)
+        register(server, control, admin, changes, calls, StreamService(refuse_everything, 1, 1, 1), streams)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         own = (("grpc.use_local_subchannel_pool", 1),)
@@ -241,8 +244,8 @@ def test_a_bug_in_a_method_is_internal(
 
 def test_methods_that_are_not_offered(serving: Serving) -> None:
     """They say which they are."""
-    code, details, _ = failure(lambda: serving.client.call("RepositoryModelLoad", model_name="mlp"))
-    assert (code, details) == (grpc.StatusCode.UNIMPLEMENTED, "onclock does not offer RepositoryModelLoad")
+    code, details, _ = failure(lambda: serving.client.call("CudaSharedMemoryStatus"))
+    assert (code, details) == (grpc.StatusCode.UNIMPLEMENTED, "onclock does not offer CudaSharedMemoryStatus")
 
 
 def test_health_follows_what_it_is_told(serving: Serving) -> None:

@@ -32,7 +32,7 @@ def plan_for(served: FakeModel, rows: int, *wanted: str) -> RequestPlan:
     request.inputs.add(name="x", datatype="FP32", shape=[rows, 4])
     for name in wanted:
         request.outputs.add(name=name)
-    return make_plan(request, served, 0)
+    return make_plan(request, served)
 
 
 def answer(plan: RequestPlan, first: int, rows: int, identifier: bytes = b"") -> Any:

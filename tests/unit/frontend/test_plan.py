@@ -25,7 +25,7 @@ def message(*tensors: tuple[str, str, list[int]], outputs: tuple[str, ...] = (),
 def refused(request: Any, served: FakeModel) -> str:
     """The message that `request` is refused with as invalid."""
     with pytest.raises(InvalidRequest) as caught:
-        make_plan(request, served, 0)
+        make_plan(request, served)
     return str(caught.value)
 
 
@@ -35,9 +35,8 @@ X = ("x", "FP32", [2, 4])
 def test_a_plan_states_rows_sizes_shapes_and_outputs() -> None:
     """All that the data must look like and all that the answer needs is in the plan."""
     served = model(spec("x"), spec("ids", "INT64", (-1,)), spec("words", "BYTES", (2,)))
-    plan = make_plan(message(("words", "BYTES", [3, 2]), ("x", "FP32", [3, 4]), ("ids", "INT64", [3, 5])), served, 7)
+    plan = make_plan(message(("words", "BYTES", [3, 2]), ("x", "FP32", [3, 4]), ("ids", "INT64", [3, 5])), served)
     assert plan.rows == 3
-    assert plan.generation == 7
     # in the order of the message's raw tensors; the index is that of the model's input
     assert [(p.name, p.index, p.count, p.nbytes) for p in plan.inputs] == [
         ("words", 2, 6, -1),
@@ -52,7 +51,7 @@ def test_a_plan_states_rows_sizes_shapes_and_outputs() -> None:
 def test_an_unbatched_model_has_one_row_and_whole_shapes() -> None:
     """Where nothing is batched, the first dimension is one like the others."""
     served = model(spec("x", shape=(3, 4), batched=False), max_batch_size=0)
-    plan = make_plan(message(("x", "FP32", [3, 4])), served, 0)
+    plan = make_plan(message(("x", "FP32", [3, 4])), served)
     assert plan.rows == 1
     assert plan.shapes == ((3, 4),)
     assert not plan.inputs[0].side
@@ -62,20 +61,20 @@ def test_an_unbatched_model_has_one_row_and_whole_shapes() -> None:
 def test_a_scalar_is_a_tensor_of_one_element() -> None:
     """Rank 0 has no dimensions and one element."""
     served = model(spec("a", shape=(), batched=False), max_batch_size=0)
-    assert make_plan(message(("a", "FP32", [])), served, 0).inputs[0].nbytes == 4
+    assert make_plan(message(("a", "FP32", [])), served).inputs[0].nbytes == 4
 
 
 def test_optional_inputs_may_be_left_out() -> None:
     """What is absent has no shape; what is given is counted as usual."""
     served = model(spec("x"), spec("scale", shape=(1,), batched=False, optional=True))
-    assert make_plan(message(X), served, 0).shapes == ((4,), None)
-    assert make_plan(message(X, ("scale", "FP32", [1])), served, 0).shapes == ((4,), (1,))
+    assert make_plan(message(X), served).shapes == ((4,), None)
+    assert make_plan(message(X, ("scale", "FP32", [1])), served).shapes == ((4,), (1,))
 
 
 def test_side_inputs_leave_the_shape_class_open() -> None:
     """Who may share a batch depends on the values of side inputs, which a header does not have."""
     served = model(spec("x"), spec("rate", "INT64", (), batched=False))
-    plan = make_plan(message(X, ("rate", "INT64", [])), served, 0)
+    plan = make_plan(message(X, ("rate", "INT64", [])), served)
     assert plan.shape is None
     assert [p.side for p in plan.inputs] == [False, True]
 
@@ -83,8 +82,8 @@ def test_side_inputs_leave_the_shape_class_open() -> None:
 def test_outputs_come_in_the_order_asked_for() -> None:
     """None asked for means all; otherwise exactly those, in the client's order."""
     served = model(outputs=(spec("p"), spec("q"), spec("r")))
-    assert make_plan(message(X), served, 0).outputs == (0, 1, 2)
-    assert make_plan(message(X, outputs=("r", "p")), served, 0).outputs == (2, 0)
+    assert make_plan(message(X), served).outputs == (0, 1, 2)
+    assert make_plan(message(X, outputs=("r", "p")), served).outputs == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +126,7 @@ def test_a_model_without_inputs_says_so() -> None:
     """An input sent to a model that has none is told that there are none."""
     served = FakeModel("m", (), (spec("y", batched=False),), max_batch_size=0)
     assert "it has none" in refused(message(("x", "FP32", [1])), served)
-    assert make_plan(message(), served, 0).rows == 1
+    assert make_plan(message(), served).rows == 1
 
 
 def test_a_batched_request_needs_an_input_with_rows() -> None:
@@ -152,7 +151,7 @@ def test_dimensions_beyond_any_message_are_refused(shape: list[int]) -> None:
 def test_empty_tensors_of_ordinary_dimensions_are_accepted() -> None:
     """A tensor without elements is as good as any other."""
     served = model(spec("x", shape=(-1, 4)))
-    plan = make_plan(message(("x", "FP32", [2, 0, 4])), served, 0)
+    plan = make_plan(message(("x", "FP32", [2, 0, 4])), served)
     assert (plan.inputs[0].count, plan.inputs[0].nbytes) == (0, 0)
 
 
@@ -169,7 +168,7 @@ def with_parameter(name: str, **value: Any) -> Any:
 
 
 def planned(request: Any, **more: Any) -> RequestPlan:
-    return make_plan(request, model(**more), 0)
+    return make_plan(request, model(**more))
 
 
 @pytest.mark.parametrize("kind", ["int64_param", "uint64_param"])
@@ -254,7 +253,7 @@ def test_features_that_are_not_offered_say_so(place: str, name: str, feature: st
     tensor = request.inputs[0] if place == "input" else request.outputs[0]
     tensor.parameters[name].int64_param = 1
     with pytest.raises(UnsupportedFeature) as caught:
-        make_plan(request, model(), 0)
+        make_plan(request, model())
     text = str(caught.value)
     assert place in text
     assert f"'{name}'" in text
