@@ -9,6 +9,7 @@ latency table; a rung never run is interpolated.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -316,6 +317,12 @@ def coarse(rungs: Sequence[int]) -> list[int]:
         if rows >= 2 * chosen[-1]:
             chosen.append(rows)
     return chosen if chosen[-1] == rungs[-1] else [*chosen, rungs[-1]]
+
+
+def warm(instance: Instance, config: ModelConfig, sample: Sample, rows: int) -> None:
+    """Run a batch size once. A size that there is no memory for is left to those who need it."""
+    with contextlib.suppress(OutOfMemory):
+        instance.run(requests(sample, config, rows), rows, rows)
 
 
 def time_rows(instance: Instance, config: ModelConfig, sample: Sample, rows: int) -> int:

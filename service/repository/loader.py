@@ -21,7 +21,7 @@ from service.engine.options import plan_session
 from service.engine.pool import Instance, SessionPool
 from service.engine.profile import model_digest, profile, profile_key
 from service.engine.runtime import Runtime
-from service.engine.warmup import LatencySample, Measured, Sample, first_run, run_configured, samples
+from service.engine.warmup import LatencySample, Measured, Sample, coarse, first_run, run_configured, samples, warm
 from service.errors import DeviceFailed, ModelLoadError, ServiceError
 from service.metrics import ModelMetrics
 from service.model import Model
@@ -117,6 +117,11 @@ class Loader:
             known = _latencies_of(beside, config, sample)
             if known is not None:
                 measured = known
+                # Allocations and page faults happen here, not with the first requests: the largest size first, which
+                # makes room for the others.
+                for rows in reversed(coarse(sorted(known.table))):
+                    for instance in instances:
+                        warm(instance, config, sample, rows)
                 notes += finish_graphs(instances, config, sample, list(known.table))
                 continue
             digest = digest or model_digest([path, *(path.parent / f for f in graph.external_files)])
