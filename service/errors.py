@@ -3,7 +3,7 @@
 A request passes five steps; each raises only its own errors:
 
     decode     InvalidRequest, MessageTooLarge,              the client's message is wrong
-               UnsupportedFeature
+               UnsupportedFeature, NotFound, AlreadyExists
     look up    UnknownModel, UnknownVersion, ModelNotReady   the name is wrong, or not ready yet
     admit      DeadlineUnreachable, Overloaded, QueueFull,   the promise cannot be kept
                Draining
@@ -41,6 +41,18 @@ class UnsupportedFeature(ServiceError):
     """The request asks for something this server does not do."""
 
     reason = "unsupported"
+
+
+class NotFound(ServiceError):
+    """What the request points to (a region of shared memory) is not there."""
+
+    reason = "not_found"
+
+
+class AlreadyExists(ServiceError):
+    """A name that is to be registered is taken."""
+
+    reason = "already_exists"
 
 
 class UnknownModel(ServiceError):

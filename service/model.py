@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -78,6 +78,8 @@ class Model:
         self._incidents_lock = threading.Lock()
         self.load_ns: int | None = None
         self.tracer: Tracer | None = None
+        # Output -> the names of its classes, for the classification extension.
+        self.labels: Mapping[str, Sequence[str]] = {}
         self.queue = runtime.add(policy, latency)
 
     def __repr__(self) -> str:

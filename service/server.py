@@ -33,6 +33,7 @@ from service.frontend.ingress import Ingress
 from service.frontend.model_control import ModelControlRpcs
 from service.frontend.native_ingress import NativeIngress
 from service.frontend.services import INFER_METHOD, register
+from service.frontend.shared_memory import Regions
 from service.frontend.stream import StreamService
 from service.logs import LogControl
 from service.metrics import MetricsPortError, MetricsRegistry, MetricsServer
@@ -116,8 +117,10 @@ class Server:
             # Control calls that may wait for a thread, and open streams. ModelInfer has its own bound.
             maximum_concurrent_rpcs=2 * settings.max_streams + 16 * settings.control_threads,
         )
-        self._handler = InferenceHandler(self.repository, self.registry)
-        self._stream_handler = InferenceHandler(self.repository, self.registry, gated=False)
+        regions = Regions(settings.allow_client_shm, settings.max_in_flight_bytes)
+        find = regions.find if settings.allow_client_shm else None
+        self._handler = InferenceHandler(self.repository, self.registry, find_region=find)
+        self._stream_handler = InferenceHandler(self.repository, self.registry, gated=False, find_region=find)
         self._streams = StreamService(
             self._stream_handler,
             settings.max_streams,
@@ -130,6 +133,8 @@ class Server:
         self._health.register(self._grpc)
         admin = Admin(self.repository, self._tracer, LogControl(settings.log_level, settings.log_format))
         more = [] if settings.trace_file is None else ["trace"]
+        if settings.allow_client_shm:
+            more.append("system_shared_memory")
         if settings.model_control_mode == "explicit":
             more += ["model_repository", "model_repository(unload_dependents)"]
         control = Control(self.repository, self.state, more)
@@ -137,7 +142,7 @@ class Server:
         changes = ModelControlRpcs(self._changes, explicit)
         # Loads take long and must not keep metadata waiting; more of them than this wait for each other.
         self._change_pool = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="change")
-        register(self._grpc, control, admin, changes, self._change_pool, self._streams, self._stream_pool)
+        register(self._grpc, control, admin, regions, changes, self._change_pool, self._streams, self._stream_pool)
         self.registry.streams = lambda: self._streams.streams
         self._metrics = (
             MetricsServer(settings.host, settings.metrics_port, self.registry) if settings.metrics_enabled else None

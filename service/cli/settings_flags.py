@@ -33,6 +33,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "max_in_flight_bytes",
         "max_streams",
         "control_threads",
+        "allow_client_shm",
         "grace_period_s",
     ),
     "devices": (

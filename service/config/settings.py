@@ -151,6 +151,11 @@ class Settings(BaseSettings):
         description="Inference streams open at once, and as many health watches and reflection streams. Each holds "
         "threads of its own, so that it cannot starve unary calls; more are refused.",
     )
+    allow_client_shm: bool = Field(
+        False,
+        description="Let clients pass tensors in POSIX shared memory (system_shared_memory). Whoever can reach the "
+        "port can then have the server read and write objects of its user below /dev/shm.",
+    )
     control_threads: int = Field(
         4,
         ge=1,

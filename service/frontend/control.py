@@ -18,7 +18,15 @@ from service.state import ServerState
 from service.tensor import TensorSpec
 
 # Exactly what is supported: clients switch features on by what they find here (perf_analyzer: "statistics").
-EXTENSIONS = ("binary_tensor_data", "logging", "model_configuration", "parameters", "schedule_policy", "statistics")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "logging",
+    "model_configuration",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+)
 PLATFORM = "onnxruntime_onnx"
 
 

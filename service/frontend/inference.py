@@ -6,13 +6,14 @@ The handler runs on the ingress thread, the responder on whatever thread ran the
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from service.clock import NEVER_NS, NS_PER_MS, now_ns
 from service.errors import Draining, Overloaded, ServiceError
 from service.frontend.call import NO_LULL, Call, Lull, Outbox
 from service.frontend.codec.decode import Decoder
+from service.frontend.codec.destination import Memory
 from service.frontend.codec.encode import encode
 from service.frontend.thinning import WINDOW_NS, ModelLoad, Thinning, shares_of, window_ns
 from service.metrics import MetricsRegistry
@@ -30,9 +31,16 @@ CLIENT_MARGIN_NS = NS_PER_MS
 class InferenceHandler:
     """Serves `ModelInfer`. `stopping` not empty: every new request is refused, and this is what it is told."""
 
-    def __init__(self, repository: ModelRepository, registry: MetricsRegistry, gated: bool = True) -> None:
-        """`gated`: calls pass the gate (`gate` or `share`) before their messages are read."""
-        self._decoder = Decoder(repository)
+    def __init__(
+        self,
+        repository: ModelRepository,
+        registry: MetricsRegistry,
+        gated: bool = True,
+        find_region: Callable[[str], Memory] | None = None,
+    ) -> None:
+        """`gated`: calls pass the gate (`gate` or `share`) before their messages are read. `find_region`: see
+        `Decoder`."""
+        self._decoder = Decoder(repository, find_region)
         self._registry = registry
         self.stopping = ""
         # Whose answers are to be sent in one go; set when there is one.
@@ -119,7 +127,7 @@ class InferenceHandler:
             decoded.shape,
             decoded.inputs,
             self,
-            (plan, call),
+            (plan, call, decoded.regions),
             decoded.request_id,
         )
         call.on_cancel = partial(model.cancel, request)
@@ -129,9 +137,9 @@ class InferenceHandler:
 
     def answer(self, request: InferenceRequest, outputs: Sequence[BatchOutput], first_row: int) -> None:
         """Answer with the request's rows of a batch."""
-        plan, call = request.context
+        plan, call, regions = request.context
         try:
-            parts = encode(plan, request.request_id, outputs, first_row, request.rows)
+            parts = encode(plan, request.request_id, outputs, first_row, request.rows, regions)
         except ServiceError as error:
             self.fail(request, error)
             return

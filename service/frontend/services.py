@@ -1,7 +1,6 @@
-"""The RPCs of the protocol on a `grpc.Server`: which handler serves which method, and what is not offered.
+"""The RPCs of the protocol on a `grpc.Server`: which handler serves which method.
 
-`ModelInfer` is not here: it is served by the ingress. A method that this version does not offer answers UNIMPLEMENTED
-and says so, so that a client learns more than "method not found".
+`ModelInfer` is not here: it is served by the ingress.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from service.frontend.admin import Admin
 from service.frontend.control import Control
 from service.frontend.health import SERVICE as SERVICE_NAME
 from service.frontend.model_control import ModelControlRpcs
+from service.frontend.shared_memory import CudaRegions, Regions
 from service.frontend.status import as_service_error, status_of
 from service.frontend.stream import StreamService
 from service.pb import grpc_service_pb2 as pb
@@ -27,8 +27,9 @@ INFER_METHOD = f"/{SERVICE_NAME}/ModelInfer"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
 
-def control_methods(control: Control, admin: Admin) -> dict[str, Callable[[Any], Any]]:
+def control_methods(control: Control, admin: Admin, regions: Regions) -> dict[str, Callable[[Any], Any]]:
     """Method name -> what answers it."""
+    cuda = CudaRegions()
     return {
         "ServerLive": control.server_live,
         "ServerReady": control.server_ready,
@@ -40,6 +41,12 @@ def control_methods(control: Control, admin: Admin) -> dict[str, Callable[[Any],
         "RepositoryIndex": control.repository_index,
         "TraceSetting": admin.trace_setting,
         "LogSettings": admin.log_settings,
+        "SystemSharedMemoryStatus": regions.status,
+        "SystemSharedMemoryRegister": regions.register,
+        "SystemSharedMemoryUnregister": regions.unregister,
+        "CudaSharedMemoryStatus": cuda.status,
+        "CudaSharedMemoryRegister": cuda.register,
+        "CudaSharedMemoryUnregister": cuda.unregister,
     }
 
 
@@ -47,13 +54,14 @@ def register(
     server: grpc.Server,
     control: Control,
     admin: Admin,
+    regions: Regions,
     changes: ModelControlRpcs,
     change_threads: ThreadPoolExecutor,
     infer_streams: StreamService,
     streams: ThreadPoolExecutor,
 ) -> None:
     """Add the protocol's service (without `ModelInfer`) and reflection to `server`."""
-    offered = control_methods(control, admin)
+    offered = control_methods(control, admin, regions)
     slow = {"RepositoryModelLoad": changes.load, "RepositoryModelUnload": changes.unload}
     handlers: dict[str, grpc.RpcMethodHandler] = {}
     for method in _SERVICE.methods:
@@ -63,8 +71,6 @@ def register(
             handlers[method.name] = _unary(method, slow[method.name], change_threads)
         elif method.name == "ModelStreamInfer":
             handlers[method.name] = infer_streams.handler()
-        elif method.name != "ModelInfer":
-            handlers[method.name] = _not_offered(method)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
     _register_reflection(server, streams)
 
@@ -92,15 +98,6 @@ def _unary(
         request_deserializer=_message_class(method.input_type).FromString,
         response_serializer=_message_class(method.output_type).SerializeToString,
     )
-
-
-def _not_offered(method: Any) -> grpc.RpcMethodHandler:
-    def refuse(_request: Any, context: grpc.ServicerContext) -> Any:
-        return context.abort(grpc.StatusCode.UNIMPLEMENTED, f"onclock does not offer {method.name}")
-
-    if method.client_streaming:
-        return grpc.stream_stream_rpc_method_handler(refuse)
-    return grpc.unary_unary_rpc_method_handler(refuse)
 
 
 class _Symbols:

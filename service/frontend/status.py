@@ -13,6 +13,7 @@ import grpc
 
 from service.clock import NS_PER_MS
 from service.errors import (
+    AlreadyExists,
     Cancelled,
     DeadlineUnreachable,
     DeviceFailed,
@@ -22,6 +23,7 @@ from service.errors import (
     InvalidRequest,
     MessageTooLarge,
     ModelNotReady,
+    NotFound,
     OutOfMemory,
     Overloaded,
     QueueFull,
@@ -38,6 +40,8 @@ STATUS: dict[type[ServiceError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnsupportedFeature: grpc.StatusCode.UNIMPLEMENTED,
+    NotFound: grpc.StatusCode.NOT_FOUND,
+    AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     UnknownModel: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownVersion: grpc.StatusCode.NOT_FOUND,
     ModelNotReady: grpc.StatusCode.UNAVAILABLE,

@@ -91,6 +91,7 @@ class Loader:
         )
         config = completed.config
         notes = list(completed.notes)
+        labels = {output: _read_labels(directory / file, output) for output, file in config.labels.items()}
         explicit = config_file is not None and config_file.max_batch_size > 1
         sizes = [file.stat().st_size for file in (path, *(path.parent / f for f in graph.external_files))]
         limit = config.optimization.cuda_options.get("gpu_mem_limit", "")
@@ -134,6 +135,7 @@ class Loader:
         built = self._build(config, version.version, policy, measured, pools)
         for candidate in candidates:
             built.adopt(candidate.shape)
+        built.labels = labels
         if config.dynamic_batching is None:
             # Running the model showed it: what clients are told is what is done.
             completed.proto.ClearField("dynamic_batching")
@@ -222,6 +224,15 @@ def _warm_up(
             first_run(instance, config, [sample])
         run_configured(instance, config, candidates)
     return config, sample, notes
+
+
+def _read_labels(path: Path, output: str) -> tuple[str, ...]:
+    """The names of an output's classes, one a line. Raises `ModelLoadError`."""
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ModelLoadError(f"{path}: the labels of output '{output}' cannot be read: {reason}") from error
 
 
 def _latencies_of(beside: Model | None, config: ModelConfig, sample: Sample) -> Measured | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import onnx_models
+from tests.support.client import Client
 from tests.support.onnx_models import write_model
 from tests.support.perf_analyzer import Measured, needs_perf_analyzer, perf_analyzer
 from tests.support.server import RunningServer, running_server
@@ -23,7 +24,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     write_model(repository, "mlp", onnx_models.mlp(), config=BATCHED)
     write_model(repository, "words", onnx_models.string_upper())
     write_model(repository, "picture", onnx_models.image_identity())
-    with running_server(repository, "--metrics-port", "0") as running:
+    with running_server(repository, "--metrics-port", "0", "--allow-client-shm", "true") as running:
         yield running
 
 
@@ -72,6 +73,14 @@ def test_streaming(server: RunningServer, tmp_path: Path) -> None:
     arguments = ["--streaming", "--async", "--concurrency-range", "4"]
     (line,) = perf_analyzer(server.address, "mlp", tmp_path, arguments)
     consistent(line)
+
+
+def test_system_shared_memory(server: RunningServer, tmp_path: Path) -> None:
+    """Inputs and outputs of 600 kB in regions that it registers, and takes away again."""
+    arguments = ["--shared-memory", "system", "--output-shared-memory-size", "700000", "--input-data", "zero"]
+    (line,) = perf_analyzer(server.address, "picture", tmp_path, [*arguments, "--concurrency-range", "2"])
+    consistent(line)
+    assert not Client(server.channel()).call("SystemSharedMemoryStatus").regions
 
 
 def test_text(server: RunningServer, tmp_path: Path) -> None:

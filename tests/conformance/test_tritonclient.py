@@ -64,8 +64,10 @@ def write_repository(directory: Path) -> None:
         name = f"identity_{datatype.lower()}"
         write_model(directory, name, onnx_models.identity(datatype))
     both = "max_batch_size: 8\nversion_policy { all {} }\ndynamic_batching {}\n"
+    both += 'output { name: "y" data_type: TYPE_FP32 dims: 4 label_filename: "labels.txt" }\n'
     write_model(directory, "double", _times(2), 1, both)
     write_model(directory, "double", _times(3), 2)
+    (directory / "double" / "labels.txt").write_text("one\ntwo\n")
     write_model(directory, "counted", onnx_models.identity())
     for name in ("scalar_sum", "empty_rows", "text_encoder", "image_identity", "poison"):
         write_model(directory, name, getattr(onnx_models, name)())
@@ -87,7 +89,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
         repository = tmp_path_factory.mktemp("repository")
         write_repository(repository)
         traces = tmp_path_factory.mktemp("traces") / "trace.json"
-        with running_server(repository, "--trace-file", str(traces)) as server:
+        with running_server(repository, "--trace-file", str(traces), "--allow-client-shm", "true") as server:
             done = subprocess.run(
                 [str(python), str(SCRIPT), server.address, str(traces)],
                 capture_output=True,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import os
 import queue
 import sys
 import threading
@@ -33,6 +34,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 URL = sys.argv[1]
 TRACE_FILE = Path(sys.argv[2])
+PID = os.getpid()
 # No check waits longer than this for anything.
 WAIT_S = 20.0
 
@@ -562,14 +564,66 @@ def check_a_model_that_is_not_loaded(client: triton.InferenceServerClient) -> No
     assert "model.onnx" in error.message(), error.message()
 
 
-def check_what_is_not_offered_says_so(client: triton.InferenceServerClient) -> None:
+def check_what_is_refused_says_so(client: triton.InferenceServerClient) -> None:
     refused("UNAVAILABLE", "explicit model load / unload is not allowed", lambda: client.load_model("double"))
     refused("UNAVAILABLE", "explicit model load / unload is not allowed", lambda: client.unload_model("double"))
-    refused("UNIMPLEMENTED", "SystemSharedMemoryStatus", client.get_system_shared_memory_status)
-    refused("UNIMPLEMENTED", "SystemSharedMemoryUnregister", client.unregister_system_shared_memory)
-    refused("UNIMPLEMENTED", "CudaSharedMemoryStatus", client.get_cuda_shared_memory_status)
+    assert len(client.get_cuda_shared_memory_status().regions) == 0
+    client.unregister_cuda_shared_memory()
+    refused("UNIMPLEMENTED", "CUDA", lambda: client.register_cuda_shared_memory("x", b"0" * 64, 0, 8))
+
+
+# Classes and shared memory
+
+
+def check_classification(client: triton.InferenceServerClient) -> None:
+    x = np.array([[1, 5, 3, 4], [9, 0, 0, 2]], np.float32)
     top = [triton.InferRequestedOutput("y", class_count=2)]
-    refused("UNIMPLEMENTED", "classification", lambda: client.infer("double", [tensor("x", rows(1))], outputs=top))
+    answer = client.infer("double", [tensor("x", x)], model_version="1", outputs=top).as_numpy("y")
+    assert answer.shape == (2, 2), answer
+    assert answer.tolist() == [[b"10.000000:1:two", b"8.000000:3"], [b"18.000000:0:one", b"4.000000:3"]], answer
+    more = [triton.InferRequestedOutput("y", class_count=99)]
+    assert client.infer("double", [tensor("x", x)], outputs=more).as_numpy("y").shape == (2, 4)
+
+
+def check_shared_memory(client: triton.InferenceServerClient) -> None:
+    from tritonclient.utils import shared_memory as shm
+
+    client.unregister_system_shared_memory()
+    x = rows(3)
+    regions = {name: shm.create_shared_memory_region(name, f"/onclock_{name}_{PID}", x.nbytes) for name in ("i", "o")}
+    try:
+        shm.set_shared_memory_region(regions["i"], [x])
+        for name in regions:
+            client.register_system_shared_memory(name, f"/onclock_{name}_{PID}", x.nbytes)
+        assert set(client.get_system_shared_memory_status().regions) == {"i", "o"}
+        given = triton.InferInput("x", list(x.shape), "FP32")
+        given.set_shared_memory("i", x.nbytes)
+        wanted = triton.InferRequestedOutput("y")
+        wanted.set_shared_memory("o", x.nbytes)
+        for outputs in (None, [wanted]):
+            result = client.infer("double", [given], model_version="1", outputs=outputs)
+            if outputs is None:
+                answer = result.as_numpy("y")
+            else:
+                described = result.get_output("y")
+                assert described.parameters["shared_memory_region"].string_param == "o", described
+                answer = shm.get_contents_as_numpy(regions["o"], np.float32, list(x.shape))
+            assert np.array_equal(answer, 2 * x), answer
+        again = lambda: client.register_system_shared_memory("i", f"/onclock_i_{PID}", 8)  # noqa: E731
+        refused("ALREADY_EXISTS", "'i' already in", again)
+        given.set_shared_memory("i", x.nbytes, offset=16)
+        refused("INVALID_ARGUMENT", "Invalid offset", lambda: client.infer("double", [given]))
+        given.set_shared_memory("i", 8)
+        refused("INVALID_ARGUMENT", "byte size mismatch", lambda: client.infer("double", [given]))
+        client.unregister_system_shared_memory("i")
+        given.set_shared_memory("i", x.nbytes)
+        refused("NOT_FOUND", "Unable to find shared memory region", lambda: client.infer("double", [given]))
+    finally:
+        client.unregister_system_shared_memory()
+        for region in regions.values():
+            shm.destroy_shared_memory_region(region)
+    assert not client.get_system_shared_memory_status().regions
+    refused("INVALID_ARGUMENT", "Unable to open", lambda: client.register_system_shared_memory("i", "/onclock_none", 8))
 
 
 # Streams

@@ -6,13 +6,15 @@ A request that passes here can be merged with any other of the same shape class 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, UnsupportedFeature
 from service.frontend.codec.contents import from_contents, has_contents, text_array
+from service.frontend.codec.destination import Memory
 from service.frontend.codec.plan import PlannedInput, RequestPlan, ServedModel, make_plan
 from service.frontend.codec.wire import split
 from service.pb.grpc_service_pb2 import ModelInferRequest
@@ -36,22 +38,35 @@ class Repository(Protocol):
 
 
 class Decoded:
-    """A checked request: its plan, its tensors in the order of the model's inputs, its shape class and its id."""
+    """A checked request: its plan, its tensors in the order of the model's inputs, its shape class and its id.
 
-    __slots__ = ("inputs", "plan", "request_id", "shape")
+    `regions` are those of the plan's destinations, held until the answer is written; empty where there are none.
+    """
 
-    def __init__(self, plan: RequestPlan, inputs: list[InputData | None], shape: ShapeClass, request_id: bytes) -> None:
+    __slots__ = ("inputs", "plan", "regions", "request_id", "shape")
+
+    def __init__(
+        self,
+        plan: RequestPlan,
+        inputs: list[InputData | None],
+        shape: ShapeClass,
+        request_id: bytes,
+        regions: Sequence[Memory | None] = (),
+    ) -> None:
         self.plan = plan
         self.inputs = inputs
         self.shape = shape
         self.request_id = request_id
+        self.regions = regions
 
 
 class Decoder:
     """Decodes requests for the models of one repository. Used by one thread."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, find: Callable[[str], Memory] | None = None) -> None:
+        """`find`: gives the region of shared memory of a name, or raises a `ServiceError`; None: there is none."""
         self._repository = repository
+        self._find = find or _no_region
         self._plans: dict[bytes, RequestPlan] = {}
         self._generation = 0
 
@@ -80,9 +95,11 @@ class Decoder:
                     self._plans.clear()
                 self._plans[parts.header] = plan
         raws = parts.raws
-        if len(raws) != len(plan.inputs):
+        if len(raws) != plan.raws:
             raise _wrong_number_of_raws(len(raws), plan)
         view = memoryview(message)
+        if plan.destinations or plan.raws != len(plan.inputs):
+            return self._placed(plan, (view[start:end] for start, end in raws), request_id)
         inputs: list[InputData | None] = [None] * plan.input_slots
         for planned, (start, end) in zip(plan.inputs, raws, strict=True):
             if planned.nbytes != end - start or planned.datatype is DataType.BOOL:
@@ -90,6 +107,19 @@ class Decoder:
             else:
                 inputs[planned.index] = view[start:end]
         return Decoded(plan, inputs, plan.shape or _with_sides(plan, inputs), request_id)
+
+    def _placed(self, plan: RequestPlan, raws: Iterator[memoryview], request_id: bytes) -> Decoded:
+        """A request with tensors in shared memory: those of inputs are read now, regions of outputs are held."""
+        inputs: list[InputData | None] = [None] * plan.input_slots
+        for planned in plan.inputs:
+            place = planned.place
+            if place is None:
+                inputs[planned.index] = _checked(planned, next(raws), plan)
+            else:
+                data = self._find(place.region).read(place.offset, place.byte_size)
+                inputs[planned.index] = _checked(planned, memoryview(data), plan)
+        regions = [None if d.place is None else self._find(d.place.region) for d in plan.destinations]
+        return Decoded(plan, inputs, plan.shape or _with_sides(plan, inputs), request_id, regions)
 
     def _plan(self, parsed: Any) -> RequestPlan:
         model = self._repository.lookup(parsed.model_name, parsed.model_version)
@@ -101,15 +131,21 @@ class Decoder:
         plan = self._plan(parsed)
         raws = parsed.raw_input_contents
         inputs: list[InputData | None] = [None] * plan.input_slots
-        if raws:
+        if raws or plan.raws == 0 < len(plan.inputs):
             _refuse_contents(parsed, plan)
-            if len(raws) != len(plan.inputs):
+            if len(raws) != plan.raws:
                 raise _wrong_number_of_raws(len(raws), plan)
+            if plan.destinations or plan.raws != len(plan.inputs):
+                return self._placed(plan, map(memoryview, raws), parsed.id.encode())
             for planned, raw in zip(plan.inputs, raws, strict=True):
                 inputs[planned.index] = _checked(planned, memoryview(raw), plan)
         else:
             for planned, tensor in zip(plan.inputs, parsed.inputs, strict=True):
-                if planned.count == 0 and not has_contents(tensor):
+                if planned.place is not None:
+                    place = planned.place
+                    data = self._find(place.region).read(place.offset, place.byte_size)
+                    inputs[planned.index] = _checked(planned, memoryview(data), plan)
+                elif planned.count == 0 and not has_contents(tensor):
                     empty = np.empty(0, dtype=object) if planned.datatype is DataType.BYTES else b""
                     inputs[planned.index] = empty
                 elif not has_contents(tensor):
@@ -118,7 +154,12 @@ class Decoder:
                     inputs[planned.index] = from_contents(
                         tensor.contents, planned.datatype, planned.count, planned.name
                     )
-        return Decoded(plan, inputs, plan.shape or _with_sides(plan, inputs), parsed.id.encode())
+        regions = [None if d.place is None else self._find(d.place.region) for d in plan.destinations]
+        return Decoded(plan, inputs, plan.shape or _with_sides(plan, inputs), parsed.id.encode(), regions)
+
+
+def _no_region(_name: str) -> Memory:
+    raise UnsupportedFeature("shared memory of clients is not allowed: start the server with --allow-client-shm")
 
 
 def _parse(message: bytes) -> Any:
@@ -145,13 +186,14 @@ def _refuse_contents(parsed: Any, plan: RequestPlan) -> None:
 
 
 def _wrong_number_of_raws(given: int, plan: RequestPlan) -> InvalidRequest:
-    if given < len(plan.inputs):
+    wanted = [planned for planned in plan.inputs if planned.place is None]
+    if given < len(wanted):
         return InvalidRequest(
-            f"unable to find data for input tensor '{plan.inputs[given].name}' for model '{plan.model.name}': "
-            f"{len(plan.inputs)} inputs, {given} raw_input_contents"
+            f"unable to find data for input tensor '{wanted[given].name}' for model '{plan.model.name}': "
+            f"{len(wanted)} inputs, {given} raw_input_contents"
         )
     return InvalidRequest(
-        f"{given} raw_input_contents for the {len(plan.inputs)} inputs given for model '{plan.model.name}'"
+        f"{given} raw_input_contents for the {len(wanted)} inputs given for model '{plan.model.name}'"
     )
 
 

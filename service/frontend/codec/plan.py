@@ -8,16 +8,16 @@ cost a dictionary lookup. A plan is a pure function of the header and the model 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from service.clock import NS_PER_US
-from service.errors import InvalidRequest, UnsupportedFeature
+from service.errors import InvalidRequest
+from service.frontend.codec.destination import IN_ANSWER, Destination, Place, destination_of, place_of
 from service.request import ShapeClass
 from service.tensor import BY_WIRE_NAME, DataType, TensorSpec, element_count
 
-_SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 # Largest tensor rank accepted. ONNX Runtime and NumPy both end far below what a message can state.
 _MAX_RANK = 32
@@ -37,6 +37,7 @@ class ServedModel(Protocol):
     max_batch_size: int
     default_priority: int
     priority_levels: int
+    labels: Mapping[str, Sequence[str]]
 
     def shape_class(self, shapes: tuple[tuple[int, ...] | None, ...], sides: tuple[bytes, ...]) -> ShapeClass:
         """The one `ShapeClass` object of these shapes and side values."""
@@ -53,6 +54,8 @@ class PlannedInput:
     count: int
     nbytes: int
     side: bool
+    # Where it lies, if not in the message.
+    place: Place | None = None
 
 
 @dataclass(slots=True)
@@ -71,6 +74,10 @@ class RequestPlan:
     outputs: tuple[int, ...]
     timeout_ns: int
     priority: int
+    # What is to become of the outputs, in their order; empty: all are in the answer as they are.
+    destinations: tuple[Destination, ...] = ()
+    # Inputs whose data are in the message.
+    raws: int = 0
     # Filled by the encoder: the parts of the answer that are the same for every request of the plan.
     prefix: bytes = b""
     output_headers: Any = None
@@ -79,7 +86,7 @@ class RequestPlan:
 def make_plan(message: Any, model: ServedModel) -> RequestPlan:
     """Check the header of the `ModelInferRequest` `message` against `model`.
 
-    Raises `InvalidRequest` naming the model, the tensor and what was expected, or `UnsupportedFeature`.
+    Raises `InvalidRequest` naming the model, the tensor and what was expected.
     """
     specs = {spec.name: index for index, spec in enumerate(model.inputs)}
     shapes: list[tuple[int, ...] | None] = [None] * len(model.inputs)
@@ -95,7 +102,7 @@ def make_plan(message: Any, model: ServedModel) -> RequestPlan:
         spec = model.inputs[index]
         if shapes[index] is not None:
             raise InvalidRequest(f"input '{spec.name}' is given twice for model '{model.name}'")
-        _refuse_parameters(tensor.parameters, _SHARED_MEMORY, f"input '{spec.name}'", "shared memory")
+        place = place_of(tensor.parameters, f"input '{spec.name}' of model '{model.name}'")
         datatype = _check_datatype(tensor.datatype, spec, model)
         shape = _check_shape(tuple(tensor.shape), spec, model)
         if spec.batched:
@@ -110,12 +117,14 @@ def make_plan(message: Any, model: ServedModel) -> RequestPlan:
         shapes[index] = shape[1:] if spec.batched else shape
         nbytes = count * datatype.itemsize if datatype.itemsize else -1
         side = model.max_batch_size > 0 and not spec.batched
-        planned.append(PlannedInput(index, spec.name, datatype, count, nbytes, side))
+        _check_place(place, nbytes, spec, model)
+        planned.append(PlannedInput(index, spec.name, datatype, count, nbytes, side, place))
     _check_complete(model, shapes)
     if model.max_batch_size > 0 and rows == 0:
         batched = _names([spec for spec in model.inputs if spec.batched])
         raise InvalidRequest(f"the request for model '{model.name}' has no rows: give at least one of {batched}")
     fixed = tuple(shapes)
+    outputs, destinations = _requested_outputs(message.outputs, model)
     timeout_ns, priority = _request_parameters(message.parameters, model)
     return RequestPlan(
         model=model,
@@ -124,7 +133,9 @@ def make_plan(message: Any, model: ServedModel) -> RequestPlan:
         rows=rows if model.max_batch_size > 0 else 1,
         shapes=fixed,
         shape=None if any(p.side for p in planned) else model.shape_class(fixed, ()),
-        outputs=_requested_outputs(message.outputs, model),
+        outputs=outputs,
+        destinations=destinations if any(d is not IN_ANSWER for d in destinations) else (),
+        raws=sum(p.place is None for p in planned),
         timeout_ns=timeout_ns,
         priority=priority,
     )
@@ -173,11 +184,20 @@ def _check_complete(model: ServedModel, shapes: list[tuple[int, ...] | None]) ->
         )
 
 
-def _requested_outputs(requested: Any, model: ServedModel) -> tuple[int, ...]:
+def _check_place(place: Place | None, nbytes: int, spec: TensorSpec, model: ServedModel) -> None:
+    if place is not None and nbytes not in (-1, place.byte_size):
+        raise InvalidRequest(
+            f"input byte size mismatch for input '{spec.name}' for model '{model.name}'. Expected {nbytes}, "
+            f"got {place.byte_size} in shared memory"
+        )
+
+
+def _requested_outputs(requested: Any, model: ServedModel) -> tuple[tuple[int, ...], tuple[Destination, ...]]:
     if not requested:
-        return tuple(range(len(model.outputs)))
+        return tuple(range(len(model.outputs))), ()
     index = {spec.name: i for i, spec in enumerate(model.outputs)}
     chosen: list[int] = []
+    destinations: list[Destination] = []
     for tensor in requested:
         position = index.get(tensor.name)
         if position is None:
@@ -186,16 +206,9 @@ def _requested_outputs(requested: Any, model: ServedModel) -> tuple[int, ...]:
             )
         if position in chosen:
             raise InvalidRequest(f"output '{tensor.name}' is requested twice for model '{model.name}'")
-        _refuse_parameters(tensor.parameters, _SHARED_MEMORY, f"output '{tensor.name}'", "shared memory")
-        _refuse_parameters(tensor.parameters, ("classification",), f"output '{tensor.name}'", "classification")
+        destinations.append(destination_of(tensor.parameters, model.outputs[position], model.name))
         chosen.append(position)
-    return tuple(chosen)
-
-
-def _refuse_parameters(parameters: Any, names: Sequence[str], what: str, feature: str) -> None:
-    for name in names:
-        if name in parameters:
-            raise UnsupportedFeature(f"{what}: parameter '{name}' asks for {feature}, which this server does not offer")
+    return tuple(chosen), tuple(destinations)
 
 
 def _request_parameters(parameters: Any, model: ServedModel) -> tuple[int, int]:

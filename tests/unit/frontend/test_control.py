@@ -20,6 +20,7 @@ from service.frontend.control import EXTENSIONS, Control
 from service.frontend.health import SERVICE, Health
 from service.frontend.model_control import ModelControlRpcs
 from service.frontend.services import register
+from service.frontend.shared_memory import Regions
 from service.frontend.stream import StreamService
 from service.logs import LogControl
 from service.metrics import MetricsRegistry
@@ -190,7 +191,16 @@ def serving(control: Control, repository: ModelRepository) -> Iterator[Serving]:
         health.register(server)
         admin = Admin(repository, Tracer(None), LogControl("info", "json"))
         changes = ModelControlRpcs(ModelControl(repository, []), allowed=False)
-        register(server, control, admin, changes, calls, StreamService(refuse_everything, 1, 1, 1), streams)
+        register(
+            server,
+            control,
+            admin,
+            Regions(allowed=False),
+            changes,
+            calls,
+            StreamService(refuse_everything, 1, 1, 1),
+            streams,
+        )
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         own = (("grpc.use_local_subchannel_pool", 1),)
@@ -240,12 +250,6 @@ def test_a_bug_in_a_method_is_internal(
     code, details, trailers = failure(lambda: serving.client.call("RepositoryIndex"))
     assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "later")
     assert trailers["grpc-retry-pushback-ms"] == "7"
-
-
-def test_methods_that_are_not_offered(serving: Serving) -> None:
-    """They say which they are."""
-    code, details, _ = failure(lambda: serving.client.call("CudaSharedMemoryStatus"))
-    assert (code, details) == (grpc.StatusCode.UNIMPLEMENTED, "onclock does not offer CudaSharedMemoryStatus")
 
 
 def test_health_follows_what_it_is_told(serving: Serving) -> None:

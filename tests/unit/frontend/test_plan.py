@@ -237,29 +237,6 @@ def test_parameters_of_the_clients_own_pass() -> None:
     planned(with_parameter("threshold", double_param=0.5))
 
 
-@pytest.mark.parametrize(
-    ("place", "name", "feature"),
-    [
-        ("input", "shared_memory_region", "shared memory"),
-        ("input", "shared_memory_byte_size", "shared memory"),
-        ("input", "shared_memory_offset", "shared memory"),
-        ("output", "shared_memory_region", "shared memory"),
-        ("output", "classification", "classification"),
-    ],
-)
-def test_features_that_are_not_offered_say_so(place: str, name: str, feature: str) -> None:
-    """Shared memory and classification are unsupported, not invalid: the client may ask another server."""
-    request = message(X, outputs=("y",))
-    tensor = request.inputs[0] if place == "input" else request.outputs[0]
-    tensor.parameters[name].int64_param = 1
-    with pytest.raises(UnsupportedFeature) as caught:
-        make_plan(request, model())
-    text = str(caught.value)
-    assert place in text
-    assert f"'{name}'" in text
-    assert feature in text
-
-
 def test_every_refusal_is_a_service_error() -> None:
     """The status table knows what a plan raises."""
     assert issubclass(InvalidRequest, ServiceError)
