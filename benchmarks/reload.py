@@ -94,6 +94,8 @@ def run(settings: Settings) -> Report:
     with onclock_server(settings, repository, [NAME], POLL) as server:
         capacity = closed_loop(settings, server, request, 32).ok_rps
         for label, change, result in ROUNDS:
+            if settings.only not in label:
+                continue
             say(f"reload: {label}")
             at = _Load(settings, server, request, capacity * LOAD)
             table.rows.append(_round(report, at, label, change, changes, path, result))

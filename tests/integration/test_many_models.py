@@ -17,7 +17,7 @@ from tests.support import corpus
 from tests.support.client import Client, arrays, request
 from tests.support.server import RunningServer, running_server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timed]
 
 MODELS = 1000
 FEW = 10

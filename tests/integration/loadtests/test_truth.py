@@ -27,6 +27,9 @@ from service.pb import grpc_service_pb2 as pb
 from tests.support.delay_server import delay_s
 from tests.support.server import ROOT
 
+# Its own load must be the only one.
+pytestmark = pytest.mark.timed
+
 AGREEMENT = 0.02
 
 

@@ -149,6 +149,7 @@ def channel_to(port: int, host: str = "127.0.0.1") -> Iterator[grpc.Channel]:
 # ------------------------------------------------------------------------------------------------- dates and lists
 
 
+@pytest.mark.timed
 def test_arrivals_are_dated_when_they_come() -> None:
     """Between the client's sending and the handler's seeing, one after the other."""
     seen: list[tuple[int, int]] = []
