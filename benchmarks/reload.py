@@ -141,6 +141,8 @@ def _round(
                 time.sleep(0.1)
         done.set()
 
+    # What writes the files does so beside the load generator, not on the server's core.
+    os.sched_setaffinity(0, {at.settings.client_core})
     worker = threading.Thread(target=work)
     worker.start()
     latencies: list[np.ndarray] = []

@@ -15,12 +15,16 @@ import os
 import re
 import stat
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from service.clock import NS_PER_MS
 from service.errors import AlreadyExists, InvalidRequest, NotFound, QueueFull, UnsupportedFeature
 from service.pb import grpc_service_pb2 as pb
+from service.tensor import Array
 
 ROOT = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory is, on Linux
 # Names of POSIX shared memory objects, as shm_open takes them: one slash in front at most, none within.
@@ -28,44 +32,55 @@ _KEY = re.compile(r"/?[A-Za-z0-9_][A-Za-z0-9_.:+-]{0,249}")
 # Triton keeps this prefix for its Python backend; clients of both should fail on both.
 RESERVED = "triton_python_backend_shm_region_"
 # Each holds a file open. A client has one region for its inputs and one for its outputs.
-MAX_REGIONS = 4096
+MAX_REGIONS = 1024
+# Buffers kept to be used again: a hundred images.
+MAX_SPARE_BYTES = 64 << 20
 _NAME_SHOWN = 80
 
 
 class Budget:
-    """Bytes that requests have read from regions and still hold. Any thread."""
+    """Bytes that requests have read from regions and still hold, and buffers that were used before. Any thread.
+
+    A buffer that is used again costs no page faults: for an image that is more than the copy.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.taken = 0
+        # By size; the sum of their sizes is bounded.
+        self._spare: dict[int, list[Array]] = {}
+        self._spare_bytes = 0
         # Buffers may be collected while this very lock is held.
         self._lock = threading.RLock()
 
-    def take(self, size: int) -> bytearray:
-        """A buffer, which counts until it is collected. Raises `QueueFull`."""
+    def take(self, size: int) -> memoryview:
+        """A buffer of arbitrary contents, which counts until its last view is collected. Raises `QueueFull`."""
         with self._lock:
             if self.taken + size > self.limit:
                 held = f"requests hold more than {self.limit} bytes of shared memory"
                 raise QueueFull(f"Exceeds maximum queue size: {held}", NS_PER_MS)
             self.taken += size
-        return _Taken(size, self)
+            spare = self._spare.get(size)
+            buffer = spare.pop() if spare else None
+            if buffer is not None:
+                self._spare_bytes -= size
+        if buffer is None:
+            buffer = np.empty(size, np.uint8)
+        # What is handed out is a view: when it goes, the buffer is still there to be used again.
+        view = buffer[:]
+        weakref.finalize(view, self._give_back, buffer).atexit = False
+        return view.data
 
-    def give_back(self, size: int) -> None:
-        """They are gone."""
+    def _give_back(self, buffer: Array) -> None:
+        size = buffer.nbytes
         with self._lock:
             self.taken -= size
-
-
-class _Taken(bytearray):
-    """Views of it keep it alive; with the last of them it goes from the budget."""
-
-    def __init__(self, size: int, budget: Budget) -> None:
-        super().__init__(size)
-        self._size = size
-        self._budget = budget
-
-    def __del__(self) -> None:
-        self._budget.give_back(self._size)
+            if self._spare_bytes + size > MAX_SPARE_BYTES:
+                self._spare.clear()
+                self._spare_bytes = 0
+            if size <= MAX_SPARE_BYTES:
+                self._spare.setdefault(size, []).append(buffer)
+                self._spare_bytes += size
 
 
 class Region:
@@ -82,7 +97,7 @@ class Region:
         # Closes the descriptor when it is collected.
         self._file = os.fdopen(descriptor, "r+b", buffering=0)
 
-    def read(self, offset: int, size: int) -> bytearray:
+    def read(self, offset: int, size: int) -> memoryview:
         """`size` bytes from `offset` within the region. Raises `InvalidRequest` or `QueueFull`."""
         self.check(offset, size)
         data = self._budget.take(size)

@@ -76,11 +76,17 @@ class Decoder:
         Raises `ServiceError`: the model cannot be found, or the request is malformed, inconsistent or unsupported.
         """
         parts = split(message)
-        if parts is None or not parts.raws:
+        if parts is None:
             return self._decode_any(message)
         request_id = parts.request_id
         if request_id and not request_id.isascii():
             _check_text(request_id)
+        if not parts.raws:
+            # Everything is in shared memory, or in typed contents: only the former has a plan without raw tensors.
+            known = self._plans.get(parts.header) if self._generation == self._repository.generation else None
+            if known is None or known.raws or not known.inputs:
+                return self._decode_any(message, parts.header)
+            return self._placed(known, iter(()), request_id)
         if self._generation != self._repository.generation:
             # Read before anything is looked up. Plans hold their models, which may be gone.
             self._generation = self._repository.generation
@@ -117,7 +123,7 @@ class Decoder:
                 inputs[planned.index] = _checked(planned, next(raws), plan)
             else:
                 data = self._find(place.region).read(place.offset, place.byte_size)
-                inputs[planned.index] = _checked(planned, memoryview(data), plan)
+                inputs[planned.index] = _checked(planned, data, plan)
         regions = [None if d.place is None else self._find(d.place.region) for d in plan.destinations]
         return Decoded(plan, inputs, plan.shape or _with_sides(plan, inputs), request_id, regions)
 
@@ -125,10 +131,17 @@ class Decoder:
         model = self._repository.lookup(parsed.model_name, parsed.model_version)
         return make_plan(parsed, model)
 
-    def _decode_any(self, message: bytes | memoryview) -> Decoded:
-        """The slow path: typed contents, or fields in an unusual order."""
+    def _decode_any(self, message: bytes | memoryview, header: bytes = b"") -> Decoded:
+        """The slow path: typed contents, or fields in an unusual order. `header`: what the next request of the kind can
+        be told by, if all its inputs are in shared memory."""
         parsed = _parse(bytes(message))
+        generation = self._repository.generation
         plan = self._plan(parsed)
+        if plan.inputs and plan.raws == 0 and header and len(header) <= MAX_PLAN_HEADER:
+            if self._generation != generation or len(self._plans) >= MAX_PLANS:
+                self._generation = generation
+                self._plans.clear()
+            self._plans[header] = plan
         raws = parsed.raw_input_contents
         inputs: list[InputData | None] = [None] * plan.input_slots
         if raws or plan.raws == 0 < len(plan.inputs):
@@ -144,7 +157,7 @@ class Decoder:
                 if planned.place is not None:
                     place = planned.place
                     data = self._find(place.region).read(place.offset, place.byte_size)
-                    inputs[planned.index] = _checked(planned, memoryview(data), plan)
+                    inputs[planned.index] = _checked(planned, data, plan)
                 elif planned.count == 0 and not has_contents(tensor):
                     empty = np.empty(0, dtype=object) if planned.datatype is DataType.BYTES else b""
                     inputs[planned.index] = empty

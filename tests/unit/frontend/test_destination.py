@@ -32,10 +32,10 @@ class Memory:
         self.name = name
         self.content = bytearray(content)
 
-    def read(self, offset: int, size: int) -> bytearray:
+    def read(self, offset: int, size: int) -> memoryview:
         if offset + size > len(self.content):
             raise InvalidRequest("out of bounds")
-        return self.content[offset : offset + size]
+        return memoryview(bytes(self.content[offset : offset + size]))
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         self.content[offset : offset + len(data)] = data
@@ -244,3 +244,24 @@ def test_classes_do_not_go_into_shared_memory() -> None:
     place(output, "out", 32)
     with pytest.raises(InvalidRequest, match="can not be placed in shared memory"):
         decoder(served, Memory("out", b"")).decode(message.SerializeToString())
+
+
+def test_a_plan_made_with_tensors_does_not_serve_a_message_without() -> None:
+    """Nor the other way round: the second of each pair has the same header as the first."""
+    served = two_inputs()
+    memory = Memory("in", X.tobytes())
+    shared = decoder(served, memory)
+    whole = request(served, a=X, b=X)
+    shared.decode(whole.SerializeToString())
+    del whole.raw_input_contents[:]
+    with pytest.raises(InvalidRequest, match="unable to find data for input tensor 'a'"):
+        shared.decode(whole.SerializeToString())
+    placed = request(served, a=None, b=None)
+    for tensor in placed.inputs:
+        place(tensor, "in", 32)
+    for _ in range(2):
+        decoded = shared.decode(placed.SerializeToString())
+        assert [bytes(data) for data in decoded.inputs] == [X.tobytes()] * 2  # type: ignore[arg-type]
+    placed.raw_input_contents.append(X.tobytes())
+    with pytest.raises(InvalidRequest, match="1 raw_input_contents for the 0 inputs"):
+        shared.decode(placed.SerializeToString())
