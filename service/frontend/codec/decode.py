@@ -82,11 +82,7 @@ class Decoder:
         if request_id and not request_id.isascii():
             _check_text(request_id)
         if not parts.raws:
-            # Everything is in shared memory, or in typed contents: only the former has a plan without raw tensors.
-            known = self._plans.get(parts.header) if self._generation == self._repository.generation else None
-            if known is None or known.raws or not known.inputs:
-                return self._decode_any(message, parts.header)
-            return self._placed(known, iter(()), request_id)
+            return self._without_raws(message, parts.header, request_id)
         if self._generation != self._repository.generation:
             # Read before anything is looked up. Plans hold their models, which may be gone.
             self._generation = self._repository.generation
@@ -113,6 +109,13 @@ class Decoder:
             else:
                 inputs[planned.index] = view[start:end]
         return Decoded(plan, inputs, plan.shape or _with_sides(plan, inputs), request_id)
+
+    def _without_raws(self, message: bytes | memoryview, header: bytes, request_id: bytes) -> Decoded:
+        """Everything is in shared memory, or in typed contents: only the former has a plan without raw tensors."""
+        known = self._plans.get(header) if self._generation == self._repository.generation else None
+        if known is None or known.raws or not known.inputs:
+            return self._decode_any(message, header)
+        return self._placed(known, iter(()), request_id)
 
     def _placed(self, plan: RequestPlan, raws: Iterator[memoryview], request_id: bytes) -> Decoded:
         """A request with tensors in shared memory: those of inputs are read now, regions of outputs are held."""
