@@ -29,12 +29,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 def consistent(measured: Measured) -> None:
-    """Throughput as the client saw it; the parts of the server's time leave some for the way."""
+    """Throughput as the client saw it, and every part of the server's time.
+
+    What is left for the way it takes for 0 when its few requests make the server's mean larger than the client's.
+    """
     assert measured.number("Inferences/Second") > 0
     parts = ("Server Queue", "Server Compute Input", "Server Compute Infer", "Server Compute Output")
     assert all(measured.number(part) >= 0 for part in parts), measured.columns
     assert measured.number("Server Compute Infer") > 0
-    assert measured.number("Network+Server Send/Recv") > 0, measured.columns
+    assert measured.number("Network+Server Send/Recv") >= 0, measured.columns
 
 
 def test_concurrency(server: RunningServer, tmp_path: Path) -> None:

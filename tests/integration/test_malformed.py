@@ -73,10 +73,24 @@ def with_contents(typed: bool = True, **contents: list[Any]) -> Any:
     return message
 
 
-def tensor_parameter(place: str, name: str) -> Any:
+def no_classes() -> Any:
+    message = mlp(outputs=["y"])
+    message.outputs[0].parameters["classification"].int64_param = 0
+    return message
+
+
+def in_shared_memory(place: str, **only: Any) -> Any:
+    """A tensor in a region, or with these parameters of one alone."""
     message = mlp(outputs=["y"])
     tensor = message.inputs[0] if place == "input" else message.outputs[0]
-    tensor.parameters[name].int64_param = 1
+    if place == "input":
+        del message.raw_input_contents[:]
+    for name, value in (only or {"region": "r", "byte_size": 64}).items():
+        setattr(
+            tensor.parameters[f"shared_memory_{name}"],
+            "string_param" if isinstance(value, str) else "int64_param",
+            value,
+        )
     return message
 
 
@@ -203,21 +217,11 @@ KINDS: dict[str, tuple[Any, StatusCode, tuple[str, ...]]] = {
     ),
     "unknown output": (mlp(outputs=["z"]), INVALID, ("unexpected inference output 'z' for model 'mlp'", "has 'y'")),
     "output twice": (mlp(outputs=["y", "y"]), INVALID, ("output 'y' is requested twice for model 'mlp'",)),
-    "classification": (
-        tensor_parameter("output", "classification"),
-        StatusCode.UNIMPLEMENTED,
-        ("output 'y'", "classification"),
-    ),
-    "input in shared memory": (
-        tensor_parameter("input", "shared_memory_region"),
-        StatusCode.UNIMPLEMENTED,
-        ("input 'x'", "shared memory"),
-    ),
-    "output in shared memory": (
-        tensor_parameter("output", "shared_memory_byte_size"),
-        StatusCode.UNIMPLEMENTED,
-        ("output 'y'", "shared memory"),
-    ),
+    "no classes": (no_classes(), INVALID, ("output 'y'", "'classification' must be greater than 0")),
+    "input in shared memory": (in_shared_memory("input"), StatusCode.UNIMPLEMENTED, ("--allow-client-shm",)),
+    "output in shared memory": (in_shared_memory("output"), StatusCode.UNIMPLEMENTED, ("--allow-client-shm",)),
+    "a region without a size": (in_shared_memory("input", region="r"), INVALID, ("input 'x'", "given together")),
+    "a region that is a number": (in_shared_memory("output", region=1), INVALID, ("output 'y'", "must be a string")),
     "negative priority": (with_parameter("priority", int64_param=-1), INVALID, ("'priority' must not be negative",)),
     "priority as text": (with_parameter("priority", string_param="1"), INVALID, ("'priority' must be an integer",)),
     "negative timeout": (with_parameter("timeout", int64_param=-5), INVALID, ("'timeout' must not be negative",)),

@@ -388,3 +388,27 @@ def test_reflection_lists_services_and_describes_them(server: RunningServer) -> 
     names = {service.name for service in listed.list_services_response.service}
     assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
     assert all(answer.file_descriptor_response.file_descriptor_proto for answer in described)
+
+
+def test_how_perf_analyzer_begins(client: Client) -> None:
+    """Its calls in its order, and what it reads of the answers: else it ends before the first request."""
+    metadata = client.call("ModelMetadata", name="mlp")
+    config = client.call("ModelConfig", name="mlp").config
+    assert {i.name for i in config.input} == {i.name for i in metadata.inputs}
+    assert metadata.inputs[0].shape[0] == -1
+    assert not config.HasField("sequence_batching")
+    # Whether shared memory is allowed or not, it takes away what may be left of an earlier run.
+    client.call("SystemSharedMemoryUnregister", name="")
+    client.call("CudaSharedMemoryUnregister", name="")
+    assert "statistics" in client.call("ServerMetadata").extensions
+    before = client.statistics("mlp")
+    for rows in (1, 3):
+        client.infer(request("mlp", {"x": np.ones((rows, 8), np.float32)}))
+    after = settled(client, "mlp", before.execution_count + 2)
+    assert int(after.version) == 1
+    assert after.inference_count - before.inference_count == 4
+    counts = [
+        getattr(after.inference_stats, part).count - getattr(before.inference_stats, part).count
+        for part in ("success", "queue", "compute_input", "compute_infer", "compute_output")
+    ]
+    assert counts == [2] * 5

@@ -70,6 +70,18 @@ def test_run_report_compare(server: RunningServer, tmp_path: Path) -> None:
     assert (out / "compare_one_two.html").exists()
 
 
+def test_streams_of_the_real_server(server: RunningServer, tmp_path: Path) -> None:
+    """Requests on long streams are answered like others."""
+    scenario = tmp_path / "streams.yaml"
+    scenario.write_text(EASY.replace("name: easy", "name: streams").replace("{model:", "{rpc: stream, model:"))
+    out = tmp_path / "out"
+    loadtests("run", str(scenario), *at(server), "--out", str(out), code=None)
+    total = json.loads((out / "streams.json").read_text())["analysis"]["total"]
+    assert total["offered"] > 100
+    assert total["outcomes"]["error"] == 0
+    assert total["outcomes"]["in_slo"] > 0
+
+
 def test_exit_codes(server: RunningServer, tmp_path: Path) -> None:
     """A pipeline is told: missed, wrong usage, could not run."""
     missed = tmp_path / "missed.yaml"

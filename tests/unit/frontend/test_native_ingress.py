@@ -73,6 +73,8 @@ class Behind(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.cancelled = threading.Event()
+        # Released for every call that is held.
+        self.holding = threading.Semaphore(0)
         self.deadline_s = 0.0
         self.metadata: dict[str, str] = {}
 
@@ -105,6 +107,7 @@ class Behind(grpc.GenericRpcHandler):  # type: ignore[misc]
     def hold(self, _: bytes, context: grpc.ServicerContext) -> bytes:
         gone = threading.Event()
         context.add_callback(gone.set)
+        self.holding.release()
         assert gone.wait(PATIENCE_S)
         self.cancelled.set()
         return b""
@@ -500,9 +503,11 @@ def test_cancelling_is_relayed() -> None:
     with serving(behind=behind) as served, channel_to(served.port) as channel:
         future = channel.unary_unary("/other.Service/Hold").future(b"", timeout=PATIENCE_S)
         assert not future.done()
+        assert behind.holding.acquire(timeout=PATIENCE_S)
         with raw_client(served.port) as client:
             client.data(client.begin(grpc_headers("/other.Service/Hold")), framed(b""), end=True)
             client.call("/other.Service/Unary", b"ab")
+            assert behind.holding.acquire(timeout=PATIENCE_S)
         # That client closed its connection.
         assert behind.cancelled.wait(PATIENCE_S)
         behind.cancelled.clear()

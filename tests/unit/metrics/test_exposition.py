@@ -62,6 +62,7 @@ def busy() -> MetricsRegistry:
     registry.add(metrics)
     registry.add_device("cpu", "CPUExecutionProvider")
     registry.record_unrouted("unknown_model")
+    registry.record_load("m", succeeded=True)
     registry.gpus = lambda: [GpuReading("GPU-1", 0.5, 1, 2, 3.0, 4.0, 5.0)]
     return registry
 
@@ -118,6 +119,10 @@ def test_what_is_ours_has_its_values(busy: MetricsRegistry) -> None:
     assert samples["onclock_device_healthy", frozenset({("device", "cpu")})] == 1
     assert samples["onclock_device_info", frozenset({("device", "cpu"), ("provider", "CPUExecutionProvider")})] == 1
     assert samples["onclock_unrouted_requests_total", frozenset({("reason", "unknown_model")})] == 1
+    changes = {"loaded": 1, "failed": 0}
+    for result, count in changes.items():
+        assert samples["onclock_model_changes_total", frozenset({("model", "m"), ("result", result)})] == count
+    assert samples["onclock_streams", frozenset()] == 0
     assert samples["process_resident_memory_bytes", frozenset()] > 1e6
 
 
