@@ -34,7 +34,8 @@ class Need:
 
     @property
     def reserved(self) -> int:
-        return self.weights if self.budget is None else self.budget
+        # A budget below the weights does not make them smaller.
+        return self.weights if self.budget is None else max(self.weights, self.budget)
 
 
 @dataclass(slots=True)

@@ -9,13 +9,16 @@ import pytest
 
 from service.clock import NS_PER_MS, NS_PER_S
 from service.config.model import InstanceKind
+from service.engine.devices import Device, Devices
+from service.engine.runtime import Runtime
 from service.errors import ConfigError, ModelLoadError
+from service.repository.loader import Loader, LoadOptions
 from service.request import InferenceRequest
 from service.scheduler import Segment
 from tests.support import onnx_models
 from tests.support.onnx_models import write_model
 from tests.unit.engine.support import ANSWER_S, Answers, Requests, whole
-from tests.unit.repository.loading import load, loader_of
+from tests.unit.repository.loading import CPU, load, loader_of
 
 
 def parameter(key: str, value: str) -> str:
@@ -135,6 +138,35 @@ def test_what_cannot_be_honoured_is_refused_by_key(tmp_path: Path, text: str, pa
     with pytest.raises(ConfigError) as error:
         load(tmp_path, "m")
     assert error.value.path == path
+
+
+@pytest.mark.parametrize(
+    ("config", "need"),
+    [
+        ("", 16),
+        ('parameters { key: "gpu_mem_limit" value { string_value: "104857600" } }\n', 100),
+        ('parameters { key: "gpu_mem_limit" value { string_value: "1048576" } }\n', 16),
+    ],
+)
+def test_a_model_without_room_is_refused_before_a_session_is_made(tmp_path: Path, config: str, need: int) -> None:
+    """Its weights, external ones too, or its budget, against what the GPU has free."""
+    model = tmp_path / "m" / "1" / "model.onnx"
+    model.parent.mkdir(parents=True)
+    model.write_bytes(onnx_models.matmul_stack(1, 2048).SerializeToString())
+    (tmp_path / "m" / "config.pbtxt").write_text(config + "instance_group { kind: KIND_GPU count: 1 }\n")
+    gpu = Device("cuda:0", "gpu", 0, 1, uuid="GPU-1")
+    devices = Devices(CPU, (gpu,), (gpu,), "1 NVIDIA GPU")
+    asked: list[str] = []
+
+    def free(uuid: str) -> int:
+        asked.append(uuid)
+        return 5 << 20
+
+    loader = Loader(Runtime(devices.all), devices, LoadOptions(8, 0, None, free))
+    with pytest.raises(ConfigError, match=rf"cuda:0 has 5 MiB free, 1 instance needs {need} MiB") as error:
+        load(tmp_path, "m", loader)
+    assert error.value.path == "instance_group[0]"
+    assert asked == ["GPU-1"]
 
 
 def test_a_file_that_is_no_model_is_refused_with_its_name(tmp_path: Path) -> None:
