@@ -96,7 +96,13 @@ class Loader:
         sizes = [file.stat().st_size for file in (path, *(path.parent / f for f in graph.external_files))]
         limit = config.optimization.cuda_options.get("gpu_mem_limit", "")
         need = Need(sum(sizes), int(limit) if limit.isdigit() else None)
-        placed, not_placed = placement.place(config.instance_groups, self._devices, need, self._free_bytes)
+        # Completing lists every GPU in groups that name none; here it matters who named them.
+        stated = [] if config_file is None else config_file.instance_group
+        named = [bool(group.gpus) for group in stated] or [False] * len(config.instance_groups)
+        groups = [
+            g if by_name else replace(g, gpus=()) for g, by_name in zip(config.instance_groups, named, strict=True)
+        ]
+        placed, not_placed = placement.place(groups, self._devices, need, self._free_bytes)
         notes += not_placed
         pools: dict[str, SessionPool] = {}
         measured: Measured | None = None
