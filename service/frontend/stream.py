@@ -148,7 +148,6 @@ class InferStream:
                 if not self._admit(call):
                     return
                 try:
-                    call.counted = self._held.add(call.size)
                     if not call.counted:
                         raise QueueFull(self._held.full, NS_PER_MS)
                     self._handler(message, call)
@@ -174,6 +173,8 @@ class InferStream:
                 self._changed.wait()
             if self._ended:
                 return False
+            # Together with taking it in: a cancel in between would give back what is counted afterwards.
+            call.counted = self._held.add(call.size)
             self._calls.append(call)
             self._bytes += call.size
             # What waited for room arrived only now: it could not be queued sooner.

@@ -80,9 +80,8 @@ class ModelControl:
         found = scan(self._directories).model(name)
         if found is None:
             raise UnknownModel(f"failed to load '{name}', failed to poll from model repository: there is no such model")
-        if found.error is not None and overrides.config is None:
-            raise found.error
         if overrides.config is None:
+            # What is wrong with it, if anything, is for `bring` to say, in the index as well.
             return found
         return scan_model(found.directory, overrides.config)[0]
 

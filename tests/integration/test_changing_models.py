@@ -169,11 +169,14 @@ def test_a_broken_change_leaves_what_serves(tmp_path: Path) -> None:
             assert factor_of(client) == 2
         write_model(tmp_path, "m", times(2), config="max_batch_size: -3\n")
         assert refusal(lambda: load(client, "m"))[0] is grpc.StatusCode.UNAVAILABLE
+        write_model(tmp_path, "m", times(2), config="max_batch_size {\n")
+        assert refusal(lambda: load(client, "m"))[0] is grpc.StatusCode.UNAVAILABLE
+        assert "config.pbtxt" in index(client)["m/1"][1]
         write_model(tmp_path, "m", times(3), config=BATCHED)
         load(client, "m")
         assert factor_of(client) == 3
         assert index(client)["m/1"] == ("READY", "")
-        assert 'onclock_model_changes_total{model="m",result="failed"} 4\n' in metrics(server)
+        assert 'onclock_model_changes_total{model="m",result="failed"} 5\n' in metrics(server)
     assert not asked.failures, asked.failures[0]
     assert set(asked.answers) == {2.0, 3.0}
 
