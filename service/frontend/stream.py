@@ -155,8 +155,11 @@ class InferStream:
                     call.fail(as_service_error(error, "serving a message of a stream"))
                 if self._cancelled and (on_cancel := call.on_cancel) is not None:
                     on_cancel()  # cancelled before the handler could be told
-        except Exception:  # noqa: BLE001 - the transport's word for a stream that was cancelled or broken off
+        except grpc.RpcError:
+            # The transport's word for a stream that was cancelled or broken off.
             self.cancel()
+        except Exception as error:  # noqa: BLE001 - the boundary: the stream ends by the status table, and it is logged
+            self.end(as_service_error(error, "reading a stream"))
         finally:
             with self._changed:
                 self._no_more = True

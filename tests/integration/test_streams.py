@@ -238,14 +238,15 @@ def test_parameters_of_a_request(server: RunningServer) -> None:
     flag = {"triton_enable_empty_final_response": True}
     stream.send(
         request("slow", {"x": ROW}, request_id="a"),
-        request("slow", {"x": ROW}, request_id="b", parameters={"timeout": 1000}),
+        # One of them may be run all the same, to find out whether the model is still as slow.
+        *(request("slow", {"x": ROW}, request_id="b", parameters={"timeout": 1000}) for _ in range(5)),
         request("identity", {"x": X}, request_id="c", parameters=flag),
     )
     stream.done()
-    first, second, third = stream.rest()
+    first, *hurried, third = stream.rest()
     assert not first.error_message
-    assert second.infer_response.id == "b"
-    assert second.error_message
+    assert ids(hurried) == ["b"] * 5
+    assert any(answer.error_message for answer in hurried)
     assert not third.error_message
 
 
