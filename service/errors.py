@@ -8,6 +8,7 @@ A request passes five steps; each raises only its own errors:
     admit      DeadlineUnreachable, Overloaded, QueueFull,   the promise cannot be kept
                Draining
     wait       Expired, Cancelled                            the promise can no longer be kept
+               SequenceAborted                               a step before it was not run
     run        ExecutionFailed, OutOfMemory, DeviceFailed    the model or the device failed
 
 Loading a model raises `ModelLoadError`, or `ConfigError` when the model's configuration is at fault. The errors know
@@ -117,6 +118,12 @@ class Cancelled(ServiceError):
     """The client went away or cancelled."""
 
     reason = "cancelled"
+
+
+class SequenceAborted(ServiceError):
+    """The step before it of the same sequence was not run, so this one cannot be."""
+
+    reason = "sequence_aborted"
 
 
 class ExecutionFailed(ServiceError):

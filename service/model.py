@@ -45,6 +45,8 @@ MAX_SHAPE_CLASSES = 4096
 class Model:
     """One loaded model version. `inputs` and `outputs` are in the order of the configuration."""
 
+    stateful = False
+
     def __init__(
         self,
         config: ModelConfig,
@@ -122,18 +124,29 @@ class Model:
 
     def submit(self, request: InferenceRequest) -> None:
         """Queue a request. It is answered exactly once, perhaps before this returns, through its responder."""
+        self._enqueue(request, request.arrival_ns)
+
+    def _enqueue(self, request: InferenceRequest, at_ns: int) -> None:
         request.payload = self
-        refusals = self._runtime.enqueue(self.queue, request, request.arrival_ns) if self._open else None
+        refusals = self._runtime.enqueue(self.queue, request, at_ns) if self._open else None
         if refusals is not None:
             if refusals:
                 refuse_all(refusals)
         else:
             self._fail(request, ModelNotReady(f"model '{self.name}' version {self.version} is not at ready state"))
 
-    def cancel(self, request: InferenceRequest) -> None:
-        """The client is gone: a request still queued leaves the queue at once; a running one is dropped when done."""
-        if self._runtime.cancel(request) and self._claim(request):
-            self._shard().record_cancelled(request.arrival_ns, now_ns(), request.deadline_ns)
+    def cancel(self, request: InferenceRequest) -> bool:
+        """The client is gone: a request still queued leaves the queue at once; a running one is dropped when done.
+
+        Whether it was queued.
+        """
+        if not self._runtime.cancel(request) or not self._claim(request):
+            return False
+        self._record_cancelled(request)
+        return True
+
+    def _record_cancelled(self, request: InferenceRequest) -> None:
+        self._shard().record_cancelled(request.arrival_ns, now_ns(), request.deadline_ns)
 
     def busy_ns(self, at_ns: int) -> int:
         """For how long, in all likelihood, nothing new can start on any of the model's devices; 0 when it can now."""
@@ -364,7 +377,7 @@ class Model:
         assert isinstance(request, InferenceRequest)
         if self._claim(request):
             self._runtime.cancel(request)
-            self._fail(request, _with_model(self, error))
+            self._fail(request, with_model(self, error))
 
     def _claim(self, request: InferenceRequest) -> bool:
         """Whether the caller is the one to answer a request: the first who asks."""
@@ -407,7 +420,7 @@ class Model:
             assert isinstance(request, InferenceRequest)
             if self._claim(request):
                 unloading = Draining(f"model '{self.name}' version {self.version} is unloading", NS_PER_MS)
-                self._fail(request, _with_model(self, error) if error is not None else unloading)
+                self._fail(request, with_model(self, error) if error is not None else unloading)
 
     def release(self) -> None:
         """Let go of sessions and buffers: nothing runs any more. What refers to the model in a circle is cut, since
@@ -428,7 +441,7 @@ def refuse_all(refusals: Sequence[Refusal]) -> None:
         responder.flush()
 
 
-def _with_model(model: Model, error: ServiceError) -> ServiceError:
+def with_model(model: Model, error: ServiceError) -> ServiceError:
     """The engine's error, naming the model."""
     message = f"model '{model.name}' version {model.version} failed on this request: {error}"
     known = isinstance(error, (OutOfMemory, DeviceFailed))

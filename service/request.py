@@ -45,8 +45,9 @@ class BatchOutput:
     """One output tensor of an executed batch.
 
     `shape` is the whole tensor's; when `spec.batched`, rows of it belong to different requests and one row is
-    `row_bytes` long in `view`. `view` is None for BYTES, whose elements are in `array`. Both are only valid until the
-    next batch of the same instance: whoever keeps them copies them.
+    `row_bytes` long in `view`. `view` is None for BYTES, whose elements are in `array`, and for states whose batch
+    dimension is not the first, which no client gets. Both are only valid until the next batch of the same instance:
+    whoever keeps them copies them.
     """
 
     spec: TensorSpec
@@ -54,6 +55,15 @@ class BatchOutput:
     array: Array
     view: memoryview | None
     row_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceFlags:
+    """Which sequence a request is a step of, and whether it begins or ends it. Ids 5 and "5" are two sequences."""
+
+    identity: int | str
+    start: bool
+    end: bool
 
 
 @dataclass(slots=True)
@@ -83,10 +93,10 @@ class Responder(Protocol):
 
 class InferenceRequest(QueuedRequest):
     """See the module's docstring. `context` belongs to the responder: the call and the plan of the answer. `parts` are
-    the chunks already run of a request too large for one batch; `answered` is set once it has its answer or its
-    error."""
+    the chunks already run of a request too large for one batch; `answered` is set once it has its answer or its error.
+    `sequence` is set for stateful models, and `step` then belongs to the model."""
 
-    __slots__ = ("answered", "context", "inputs", "parts", "request_id", "responder")
+    __slots__ = ("answered", "context", "inputs", "parts", "request_id", "responder", "sequence", "step")
 
     shape: ShapeClass
 
@@ -109,6 +119,8 @@ class InferenceRequest(QueuedRequest):
         self.request_id = request_id
         self.answered = False
         self.parts: list[OutputPart] | None = None
+        self.sequence: SequenceFlags | None = None
+        self.step: Any = None
 
 
 def halves(segments: Sequence[Segment]) -> tuple[Sequence[Segment], Sequence[Segment]]:

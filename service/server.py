@@ -39,6 +39,7 @@ from service.logs import LogControl
 from service.metrics import MetricsPortError, MetricsRegistry, MetricsServer
 from service.repository.changing import ModelControl
 from service.repository.loader import Loader, LoadOptions
+from service.repository.reaper import Reaper
 from service.repository.repository import LoadProgress, ModelRepository
 from service.state import Phase, ServerState
 from service.tracing import Tracer, TraceSettings
@@ -103,6 +104,7 @@ class Server:
             self._tracer,
         )
         self.repository = ModelRepository(settings.model_repository, loader, self.registry)
+        self._reaper = Reaper(self.repository.ready_models)
         self._changes = ModelControl(self.repository, settings.model_repository)
         self._control_pool = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
         self._stream_pool = ThreadPoolExecutor(settings.max_streams, thread_name_prefix="stream")
@@ -174,6 +176,7 @@ class Server:
                 raise PortError(str(error)) from error
             self.metrics_port = self._metrics.port
         self._runtime.start()
+        self._reaper.start()
         self._grpc.start()
         self._ingress.start()
         log.info(
@@ -301,6 +304,7 @@ class Server:
     def stop(self) -> bool:
         """Close everything; calls that are still open are cancelled. False when a batch is running that does not
         end."""
+        self._reaper.stop()
         self.repository.close()
         self._streams.close()
         self._grpc.stop(grace=_FLUSH_S).wait(_FLUSH_S + _STOP_S)

@@ -62,6 +62,7 @@ class TensorSpec:
     """One input or output of a model.
 
     `shape` is the shape of one row: without the batch dimension when `batched`, else the whole shape. -1 = any size.
+    `axis` is where the batch dimension stands: 0 for all that clients send and get, elsewhere for some states.
     """
 
     name: str
@@ -69,11 +70,24 @@ class TensorSpec:
     shape: tuple[int, ...]
     batched: bool = False
     optional: bool = False
+    axis: int = 0
 
     @property
     def full_shape(self) -> tuple[int, ...]:
-        """The shape as the protocol's metadata states it: with a leading -1 when batched."""
-        return (-1, *self.shape) if self.batched else self.shape
+        """The shape as the protocol's metadata states it: with -1 for the batch dimension when batched."""
+        return self.whole(-1, self.shape)
+
+    def whole(self, rows: int, row_shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of a tensor of `rows` rows of `row_shape` each."""
+        if not self.batched:
+            return tuple(row_shape)
+        return (*row_shape[: self.axis], rows, *row_shape[self.axis :])
+
+    def rows(self, array: Array, first: int, last: int) -> Array:
+        """The rows `first` to `last` (excluded) of a tensor, as a view; the whole tensor when not batched."""
+        if not self.batched:
+            return array
+        return array[first:last] if self.axis == 0 else array[(slice(None),) * self.axis + (slice(first, last),)]
 
     def accepts(self, shape: Sequence[int]) -> bool:
         """Whether a tensor of `shape` (batch dimension included when batched) fits this specification."""

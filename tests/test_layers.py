@@ -26,6 +26,7 @@ ROWS: dict[str, int] = {
     "service.logs": 2,
     "service.tracing": 2,
     "service.model": 3,
+    "service.sequence_model": 3,
     "service.repository": 4,
     "service.frontend": 5,
     "service.server": 6,
@@ -37,6 +38,7 @@ ROWS: dict[str, int] = {
 WITHIN_ROW = {
     ("service.request", "service.scheduler"),
     ("service.scheduler", "service.batch"),
+    ("service.sequence_model", "service.model"),
     ("service.__main__", "service.cli"),
 }
 HOMES: dict[str, tuple[str, ...]] = {

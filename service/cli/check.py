@@ -156,8 +156,13 @@ def _table(findings: Sequence[Finding]) -> Table:
 
 def _batching(config: ModelConfig) -> str:
     if not config.batched:
-        return "no batch"
-    return f"{config.max_batch_size} rows" if config.joins_requests else f"{config.max_batch_size} rows, not joined"
+        text = "no batch"
+    else:
+        text = f"{config.max_batch_size} rows" if config.joins_requests else f"{config.max_batch_size} rows, not joined"
+    if config.sequences is None:
+        return text
+    states = ", ".join(state.input.name for state in config.sequences.states)
+    return f"{text}; sequences" + (f" with {states}" if states else "")
 
 
 def _tensor(spec: TensorSpec) -> str:

@@ -26,8 +26,10 @@ from service.config.build import (
     datatype_of,
     inner_file,
 )
-from service.config.model import ModelConfig
+from service.config.build_sequences import build_sequences, server_filled
+from service.config.model import DynamicBatching, ModelConfig
 from service.config.parameters import parse_parameters
+from service.config.sequences import SequenceBatching
 from service.config.signature import GraphTensor
 from service.config.support import check_supported
 from service.errors import ConfigError
@@ -75,8 +77,15 @@ def complete(
         proto.CopyFrom(config)
     _fill_names(proto, name)
     parameters = parse_parameters({key: value.string_value for key, value in proto.parameters.items()})
-    served_in, notes_in = _served("input", proto.input, inputs)
-    served_out, notes_out = _served("output", proto.output, outputs)
+    filled, kept = server_filled(proto)
+    for index, io in enumerate(proto.input):
+        if io.name in filled:
+            raise ConfigError(f"input[{index}].name", f"'{io.name}' is filled by the server (sequence_batching)")
+    listed = {io.name for io in proto.output}
+    served_in, notes_in = _served("input", proto.input, [t for t in inputs if t.name not in filled])
+    served_out, notes_out = _served(
+        "output", proto.output, [t for t in outputs if t.name not in kept or t.name in listed]
+    )
     plan = plan_batching(
         served_in,
         served_out,
@@ -91,7 +100,8 @@ def complete(
         default_max_batch_size,
     )
     proto.max_batch_size = plan.max_batch_size
-    if plan.join:
+    sequences = build_sequences(proto, inputs, outputs, parameters.state_axes, parameters.max_sequences)
+    if plan.join and sequences is None:
         proto.dynamic_batching.SetInParent()
     input_specs = tuple(_fill_input(proto, tensor, plan, parameters.unbatched_inputs) for tensor in served_in)
     output_specs = tuple(_fill_output(proto, tensor, plan) for tensor in served_out)
@@ -109,7 +119,8 @@ def complete(
             outputs=output_specs,
             instance_groups=build_instance_groups(proto),
             version_policy=build_version_policy(proto),
-            dynamic_batching=build_dynamic_batching(proto),
+            dynamic_batching=_joined(sequences, plan) if sequences else build_dynamic_batching(proto),
+            sequences=sequences,
             optimization=build_optimization(proto, parameters.cuda_options),
             session=parameters.session,
             objective=parameters.objective,
@@ -120,6 +131,15 @@ def complete(
         proto=proto,
         notes=(*notes_in, *notes_out, *plan.notes),
         unverified_outputs=plan.unverified,
+    )
+
+
+def _joined(sequences: SequenceBatching, plan: BatchPlan) -> DynamicBatching | None:
+    """How rows of different sequences are joined."""
+    if not plan.join:
+        return None
+    return DynamicBatching(
+        preferred_batch_size=sequences.preferred_batch_size, max_queue_delay_ns=sequences.max_queue_delay_ns
     )
 
 

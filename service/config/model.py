@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from service.clock import NS_PER_S
+from service.config.sequences import SequenceBatching
 from service.tensor import TensorSpec
 
 
@@ -212,6 +213,8 @@ class ModelConfig:
 
     `max_batch_size` 0: the model has no batch dimension and a request is one execution. Above 0: a request has 1 to
     `max_batch_size` rows (larger ones are split). Requests are joined only when `dynamic_batching` is set, too.
+    `inputs` and `outputs` are what clients send and get. `sequences`, if the model is stateful: its requests have one
+    row each, and `dynamic_batching` says whether those of different sequences are joined.
     `labels` maps an output to the file (beside config.pbtxt) that names its classes.
     """
 
@@ -225,6 +228,7 @@ class ModelConfig:
     default_model_filename: str = "model.onnx"
     version_policy: VersionPolicy = SERVE_NEWEST
     dynamic_batching: DynamicBatching | None = None
+    sequences: SequenceBatching | None = None
     optimization: Optimization = Optimization()
     session: SessionTuning = SessionTuning()
     objective: Objective = Objective()
@@ -241,6 +245,22 @@ class ModelConfig:
     def joins_requests(self) -> bool:
         """Whether rows of different requests may share an execution."""
         return self.max_batch_size > 1 and self.dynamic_batching is not None
+
+    @property
+    def session_inputs(self) -> tuple[TensorSpec, ...]:
+        """What a session is fed: the clients' inputs, then the controls, then the states."""
+        if self.sequences is None:
+            return self.inputs
+        controls = (control.spec for control in self.sequences.controls)
+        return (*self.inputs, *controls, *(state.input for state in self.sequences.states))
+
+    @property
+    def session_outputs(self) -> tuple[TensorSpec, ...]:
+        """What a session is asked for: the clients' outputs, then those states that are not among them."""
+        if self.sequences is None:
+            return self.outputs
+        names = {spec.name for spec in self.outputs}
+        return (*self.outputs, *(s.output for s in self.sequences.states if s.output.name not in names))
 
     @property
     def side_inputs(self) -> tuple[TensorSpec, ...]:

@@ -78,6 +78,16 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _axes(text: str) -> Mapping[str, int]:
+    axes: dict[str, int] = {}
+    for part in text.split(","):
+        name, separator, axis = part.strip().rpartition("=")
+        if not separator or not name or name in axes or not re.fullmatch(r"[0-9]{1,2}", axis):
+            raise ValueError
+        axes[name] = int(axis)
+    return MappingProxyType(axes)
+
+
 def _shrinkage(text: str) -> str:
     if not re.fullmatch(r"(cpu|gpu):\d+(;(cpu|gpu):\d+)*", text):
         raise ValueError
@@ -115,6 +125,20 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
             "Inputs without a batch dimension beside others that have one (a sampling rate, a flag). Requests are "
             "joined only when they agree on them.",
             _names,
+            ours=True,
+        ),
+        "state_batch_axis": Parameter(
+            "pairs as in state=1, separated by commas",
+            "Stateful models: where the batch dimension of a state stands, by its input_name. Unset: the one place "
+            "where the model file leaves room for it beside the state's dims, in front if there are several.",
+            _axes,
+            ours=True,
+        ),
+        "max_sequences": Parameter(
+            "a whole number from 1 to 1000000",
+            "Stateful models: sequences that may be live at once; the start of one more is refused. Default 4096, or "
+            "oldest.max_candidate_sequences if that is more.",
+            _whole(1, 1_000_000),
             ours=True,
         ),
         "max_queue_ms": Parameter(
@@ -235,6 +259,8 @@ class ParsedParameters:
     cuda_options: Mapping[str, str]
     batching: bool | None
     unbatched_inputs: tuple[str, ...]
+    state_axes: Mapping[str, int]
+    max_sequences: int | None
 
 
 def parse_parameters(raw: Mapping[str, str]) -> ParsedParameters:
@@ -278,6 +304,8 @@ def parse_parameters(raw: Mapping[str, str]) -> ParsedParameters:
         cuda_options=MappingProxyType({key: str(values[key]) for key in _CUDA_KEYS if key in values}),
         batching=values.get("batching"),  # type: ignore[arg-type]
         unbatched_inputs=values.get("unbatched_inputs", ()),  # type: ignore[arg-type]
+        state_axes=values.get("state_batch_axis", MappingProxyType({})),  # type: ignore[arg-type]
+        max_sequences=values.get("max_sequences"),  # type: ignore[arg-type]
     )
 
 

@@ -121,7 +121,60 @@ SUPPORT: Mapping[str, Support] = MappingProxyType(
         "dynamic_batching.default_queue_policy.allow_timeout_override": _yes("A request may state a shorter wait."),
         "dynamic_batching.default_queue_policy.max_queue_size": _yes("The most requests that wait. 0: no own bound."),
         "dynamic_batching.priority_queue_policy": _yes("The same bounds for single priority levels."),
-        "sequence_batching": _no("sequences are not supported; pass the state as tensors"),
+        "sequence_batching": _yes("The model is stateful: see sequences.md. Batched models get one row per request."),
+        "sequence_batching.max_sequence_idle_microseconds": _yes(
+            "A sequence that was silent for so long is over, and its state is dropped. 0 or unset: a second."
+        ),
+        "sequence_batching.control_input": _yes("Inputs that the server fills: one element per row."),
+        "sequence_batching.control_input.name": _yes("As in the model file."),
+        "sequence_batching.control_input.control": _yes("Exactly one per input."),
+        "sequence_batching.control_input.control.kind": _yes("Each kind once. READY is always yes."),
+        "sequence_batching.control_input.control.int32_false_true": _yes("The values for no and yes."),
+        "sequence_batching.control_input.control.fp32_false_true": _yes("The same."),
+        "sequence_batching.control_input.control.bool_false_true": _yes("The same."),
+        "sequence_batching.control_input.control.data_type": _yes(
+            "Of the correlation id: the model file's, one of the 32 and 64 bit integers or TYPE_STRING."
+        ),
+        "sequence_batching.state": _yes("Outputs that are kept for the sequence's next request."),
+        "sequence_batching.state.input_name": _yes("As in the model file. Clients do not send it."),
+        "sequence_batching.state.output_name": _yes("As in the model file. Clients get it only if it is in output."),
+        "sequence_batching.state.data_type": _yes("As in the model file, or unset. Not TYPE_STRING."),
+        "sequence_batching.state.dims": _yes(
+            "Without the batch dimension, wherever that stands (parameters[state_batch_axis]). -1 for sizes that "
+            "change from request to request."
+        ),
+        "sequence_batching.state.initial_state": _yes(
+            "What a sequence begins with, one at most. Unset: zeros; needed where dims have a -1."
+        ),
+        "sequence_batching.state.initial_state.data_type": _yes("As the state's, or unset."),
+        "sequence_batching.state.initial_state.dims": _yes("All sizes given. Unset: the state's dims."),
+        "sequence_batching.state.initial_state.zero_data": _yes("Zeros."),
+        "sequence_batching.state.initial_state.data_file": _yes(
+            "A file under initial_state/ in the model's directory: raw elements."
+        ),
+        "sequence_batching.state.initial_state.name": _yes("For readers."),
+        "sequence_batching.state.use_same_buffer_for_input_output": _no(
+            "states are kept outside of the session, and each has its own memory; remove it"
+        ),
+        "sequence_batching.state.use_growable_memory": _no("a state may change its size anyway (dims -1); remove it"),
+        "sequence_batching.direct": _yes(
+            "The default. A sequence needs no place of its own, since its state is not in the session: any instance "
+            "may run its next request."
+        ),
+        "sequence_batching.direct.max_queue_delay_microseconds": _yes(
+            "Without an objective: the longest wait for minimum_slot_utilization. With one: no effect."
+        ),
+        "sequence_batching.direct.minimum_slot_utilization": _yes("The share of max_batch_size worth waiting for."),
+        "sequence_batching.oldest": _yes("The same here as direct, with the knobs of dynamic_batching."),
+        "sequence_batching.oldest.max_candidate_sequences": _yes(
+            "At least so many sequences may be live; all that are live are candidates for every batch."
+        ),
+        "sequence_batching.oldest.preferred_batch_size": _yes("As in dynamic_batching."),
+        "sequence_batching.oldest.max_queue_delay_microseconds": _yes("As in dynamic_batching."),
+        "sequence_batching.oldest.preserve_ordering": _yes(
+            "Answers on one stream always leave in the order of their requests; single calls have no order."
+        ),
+        "sequence_batching.iterative_sequence": _no("a request has exactly one answer; send the next step yourself"),
         "ensemble_scheduling": _no("ensembles are not supported; call the models one by one, or join the graphs"),
         "instance_group": _yes("Instances and their devices. Unset: the server's devices."),
         "instance_group.name": _yes("For logs and metrics."),

@@ -36,17 +36,18 @@ def check_batching(
         raise
     except ServiceError as error:
         return _refuse(config, explicit, f"it fails on a batch of two rows: {error}")
-    instance.undeclared_shapes |= undeclared(config.outputs, together)
-    for index, spec in enumerate(config.outputs):
-        if together[index].ndim == 0 or together[index].shape[0] != len(rows):
+    outputs = config.session_outputs
+    instance.undeclared_shapes |= undeclared(outputs, together)
+    for index, spec in enumerate(outputs):
+        if together[index].ndim <= spec.axis or together[index].shape[spec.axis] != len(rows):
             return _refuse(
                 config,
                 explicit,
                 f"output '{spec.name}' has shape {list(together[index].shape)} for a batch of two rows",
             )
-    for index, spec in enumerate(config.outputs):
+    for index, spec in enumerate(outputs):
         for position, answers in enumerate(alone):
-            if not _same(together[index][position : position + 1], answers[index], spec):
+            if not _same(spec.rows(together[index], position, position + 1), answers[index], spec):
                 note = (
                     f"output '{spec.name}' of a row depends on the other rows of its batch (as with dynamic "
                     "quantisation): answers can change with the load"
@@ -58,7 +59,7 @@ def check_batching(
 
 
 def _run(instance: Instance, config: ModelConfig, rows: Sequence[Sample]) -> list[Array]:
-    return instance.session.run(batch_arrays(rows, config), config.outputs)
+    return instance.session.run(batch_arrays(rows, config), config.session_outputs)
 
 
 def _refuse(config: ModelConfig, explicit: bool, why: str) -> tuple[ModelConfig, list[str]]:

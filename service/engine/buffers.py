@@ -38,6 +38,9 @@ ORDINARY = Memory()
 
 @dataclass(slots=True)
 class _Input:
+    """`array` has room for the most rows, one after another; `view` are its bytes. Where the batch dimension is not the
+    first, a batch takes the elements from the front on, in the shape of its size."""
+
     index: int
     spec: TensorSpec
     row_shape: tuple[int, ...]
@@ -125,6 +128,9 @@ class ShapeBuffers:
                 assert isinstance(request, InferenceRequest)
                 view[:] = request.inputs[index]  # type: ignore[assignment]
                 continue
+            if target.spec.axis:
+                _merge_across(segments, target, rows, bucket)
+                continue
             position = 0
             for segment in segments:
                 data = segment.request.inputs[index]  # type: ignore[attr-defined]
@@ -144,17 +150,41 @@ class ShapeBuffers:
 
     def inputs(self, rows: int) -> list[tuple[TensorSpec, Array]]:
         """The first `rows` rows of the input buffers, as merged."""
-        return [(i.spec, i.array[:rows] if i.spec.batched else i.array) for i in self._inputs]
+        return [(i.spec, _first_rows(i.spec, i.array, rows)) for i in self._inputs]
 
     def bound(self, rows: int) -> Bound:
         """The session bound to the first `rows` rows. Room for them must have been reserved."""
         bound = self._bound.get(rows)
         if bound is None:
             inputs = self.inputs(rows)
-            outputs = [(spec, array[:rows] if spec.batched else array) for spec, array in self._outputs]
+            outputs = [(spec, _first_rows(spec, array, rows)) for spec, array in self._outputs]
             bound = Bound(self._session.bind(inputs, outputs), [batch_output(s, a, rows) for s, a in outputs])
             self._bound[rows] = bound
         return bound
+
+
+def _first_rows(spec: TensorSpec, array: Array, rows: int) -> Array:
+    """A tensor of `rows` rows at the front of a buffer [capacity, *row]."""
+    if not spec.batched:
+        return array
+    first = array[:rows]
+    return first.reshape(spec.whole(rows, array.shape[1:])) if spec.axis else first
+
+
+def _merge_across(segments: Sequence[Segment], target: _Input, rows: int, bucket: int) -> None:
+    """Copy rows that do not lie one after another: those of a batch dimension that is not the first."""
+    spec = target.spec
+    whole = _first_rows(spec, target.array, bucket)
+    position = 0
+    for segment in segments:
+        request = segment.request
+        data = request.inputs[target.index]  # type: ignore[attr-defined]
+        given = as_array(data, spec, spec.whole(request.rows, target.row_shape))
+        end = position + segment.rows
+        spec.rows(whole, position, end)[...] = spec.rows(given, segment.first_row, segment.first_row + segment.rows)
+        position = end
+    if bucket > rows:
+        spec.rows(whole, rows, bucket)[...] = spec.rows(whole, rows - 1, rows)
 
 
 def bytes_of(array: Array) -> memoryview:
@@ -165,11 +195,11 @@ def bytes_of(array: Array) -> memoryview:
 def batch_output(spec: TensorSpec, array: Array, rows: int) -> BatchOutput:
     """An output array as the answer of a batch of `rows`.
 
-    A batched output whose first dimension is not the batch's belongs to a request that ran alone: it is given whole.
+    A batched output without a row per row belongs to a request that ran alone: it is given whole.
     """
-    if spec.batched and (array.ndim == 0 or array.shape[0] != rows):
+    if spec.batched and (array.ndim <= spec.axis or array.shape[spec.axis] != rows):
         spec = TensorSpec(spec.name, spec.datatype, array.shape, batched=False)
-    if spec.datatype is DataType.BYTES:
+    if spec.datatype is DataType.BYTES or (spec.batched and spec.axis):
         return BatchOutput(spec, array.shape, array, None, 0)
     view = bytes_of(np.ascontiguousarray(array))
     return BatchOutput(spec, array.shape, array, view, len(view) // rows if spec.batched else len(view))

@@ -168,7 +168,7 @@ class GraphInstance(Instance):
         """Capture a batch size and check it; None, and `why_not`, if that fails. Raises `DeviceFailed`."""
         buffers = self._gather(segments, shape, rows, bucket)
         given = buffers.inputs(bucket)
-        shapes = [(s, (bucket, *s.shape) if s.batched else s.shape) for s in self._outputs]
+        shapes = [(s, s.whole(bucket, s.shape)) for s in self._outputs]
         actual = [array for _, array in given]
         other = [_other(array) for array in actual]
         try:

@@ -32,7 +32,7 @@ def make_instances(path: Path, config: ModelConfig, device: Device, count: int) 
     max_rows = max(1, config.max_batch_size)
     if device.kind == "cpu":
         session = OnnxSession(path, plan)
-        return [Instance(session, config.inputs, config.outputs, max_rows) for _ in range(count)]
+        return [Instance(session, config.session_inputs, config.session_outputs, max_rows) for _ in range(count)]
     why_not = ""
     try:
         sessions = [OnnxSession(path, plan)]
@@ -49,7 +49,7 @@ def make_instances(path: Path, config: ModelConfig, device: Device, count: int) 
         inputs=locked.zeros if config.optimization.input_pinned_memory else np.zeros,
         outputs=locked.zeros if config.optimization.output_pinned_memory else np.zeros,
     )
-    specs = (config.inputs, config.outputs)
+    specs = (config.session_inputs, config.session_outputs)
     if plan.graphs:
         where, gate = ("cuda", device.index), GPUS
         remake = partial(OnnxSession, path, plan.without_graphs())

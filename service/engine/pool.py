@@ -132,13 +132,13 @@ def _merged(segments: Sequence[Segment], index: int, spec: TensorSpec, row_shape
     for segment in segments:
         request = segment.request
         data = request.inputs[index]  # type: ignore[attr-defined]
-        array = as_array(data, spec, (request.rows, *row_shape) if spec.batched else row_shape)
+        array = as_array(data, spec, spec.whole(request.rows, row_shape))
         if not spec.batched:
             return array
         if segment.rows != request.rows:
-            array = array[segment.first_row : segment.first_row + segment.rows]
+            array = spec.rows(array, segment.first_row, segment.first_row + segment.rows)
         parts.append(array)
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=spec.axis)
 
 
 class SessionPool:
@@ -172,8 +172,8 @@ def _fixed_first_dimension(session: OnnxSession, outputs: Sequence[TensorSpec]) 
     """Whether the file declares a fixed size where the batch's rows should be, as some converters do: ONNX Runtime then
     refuses a bound buffer of any other size."""
     declared = {name: shape for name, _, shape in session.outputs}
-    batched = [declared[spec.name] for spec in outputs if spec.batched]
-    return any(not shape or isinstance(shape[0], int) for shape in batched)
+    batched = [(declared[spec.name], spec.axis) for spec in outputs if spec.batched]
+    return any(len(shape) <= axis or isinstance(shape[axis], int) for shape, axis in batched)
 
 
 def undeclared(outputs: Sequence[TensorSpec], arrays: Sequence[Array]) -> bool:

@@ -21,6 +21,7 @@ from service.clock import NEVER_NS, now_ns
 from service.config.model import ModelConfig, Warmup, WarmupData, WarmupInput
 from service.engine.buffers import as_array
 from service.engine.pool import Instance, undeclared
+from service.engine.states import first_step, initial_states
 from service.errors import DeviceFailed, InvalidRequest, ModelLoadError, OutOfMemory, ServiceError
 from service.request import BatchOutput, InferenceRequest, InputData, ShapeClass
 from service.scheduler import Segment, bucket_ladder
@@ -100,6 +101,17 @@ def samples(config: ModelConfig, directory: Path) -> list[Sample]:
         if has_open:
             sizes = tuple(size for size in OPEN_DIMENSIONS if _elements(config, size) <= MAX_GENERATED)
         tried = [_generated(config, size, fill) for size in sizes for fill in (0, 1)]
+    if config.sequences is not None:
+        first = first_step(config.sequences, initial_states(config.sequences, directory))
+        shape_of_all = tuple(shape for shape, _ in first)
+        tried = [
+            replace(
+                sample,
+                shape=_shape_class((*sample.shape.shapes, *shape_of_all)),
+                inputs=(*sample.inputs, *(data for _, data in first)),
+            )
+            for sample in tried
+        ]
     shapes: dict[object, ShapeClass] = {}
     return [replace(sample, shape=shapes.setdefault(sample.shape.shapes, sample.shape)) for sample in tried]
 
@@ -185,7 +197,7 @@ def vary(sample: Sample, config: ModelConfig) -> Sample:
     """Another row of the same shape: other numbers in floating-point inputs, everything else the same."""
     rng = np.random.default_rng(1)
     inputs: list[InputData | None] = []
-    for spec, shape, data in zip(config.inputs, sample.shape.shapes, sample.inputs, strict=True):
+    for spec, shape, data in zip(config.session_inputs, sample.shape.shapes, sample.inputs, strict=True):
         floating = spec.datatype in (DataType.FP16, DataType.FP32, DataType.FP64)
         # Four times as large: what scales over the batch shows.
         inputs.append(
@@ -199,11 +211,11 @@ def vary(sample: Sample, config: ModelConfig) -> Sample:
 def batch_arrays(rows: Sequence[Sample], config: ModelConfig) -> dict[str, tuple[TensorSpec, Array]]:
     """The inputs of a batch of `rows`, all of one shape, as arrays."""
     feeds: dict[str, tuple[TensorSpec, Array]] = {}
-    for index, (spec, shape) in enumerate(zip(config.inputs, rows[0].shape.shapes, strict=True)):
+    for index, (spec, shape) in enumerate(zip(config.session_inputs, rows[0].shape.shapes, strict=True)):
         if shape is not None:
             given = [data for row in rows if (data := row.inputs[index]) is not None]
-            parts = [as_array(data, spec, (1, *shape) if spec.batched else shape) for data in given]
-            feeds[spec.name] = (spec, np.concatenate(parts) if spec.batched else parts[0])
+            parts = [as_array(data, spec, spec.whole(1, shape)) for data in given]
+            feeds[spec.name] = (spec, np.concatenate(parts, axis=spec.axis) if spec.batched else parts[0])
     return feeds
 
 
@@ -213,8 +225,9 @@ def requests(sample: Sample, config: ModelConfig, rows: int) -> list[Segment]:
     if not config.batched:
         rows = 1
     inputs, count = sample.inputs, rows
-    if not config.joins_requests and rows > 1:
-        inputs = tuple(_repeated(d, rows) if s.batched else d for s, d in zip(config.inputs, inputs, strict=True))
+    if not config.joins_requests and rows > 1 and config.sequences is None:
+        specs = config.session_inputs
+        inputs = tuple(_repeated(d, rows) if s.batched else d for s, d in zip(specs, inputs, strict=True))
         count = 1
     each = rows // count
     return [
@@ -237,8 +250,8 @@ def first_run(instance: Instance, config: ModelConfig, candidates: Sequence[Samp
     reason = "no warm-up input"
     for sample in candidates:
         try:
-            answers = instance.session.run(batch_arrays([sample], config), config.outputs)
-            instance.undeclared_shapes |= undeclared(config.outputs, answers)
+            answers = instance.session.run(batch_arrays([sample], config), config.session_outputs)
+            instance.undeclared_shapes |= undeclared(config.session_outputs, answers)
             instance.run(requests(sample, config, 1), 1, 1)
         except DeviceFailed:
             raise

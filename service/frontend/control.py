@@ -25,6 +25,7 @@ EXTENSIONS = (
     "model_configuration",
     "parameters",
     "schedule_policy",
+    "sequence",
     "statistics",
 )
 PLATFORM = "onnxruntime_onnx"

@@ -130,6 +130,7 @@ class InferenceHandler:
             (plan, call, decoded.regions),
             decoded.request_id,
         )
+        request.sequence = plan.sequence
         call.on_cancel = partial(model.cancel, request)
         if self._gated and model not in self._seen:
             self._seen[model] = model.offered()

@@ -62,12 +62,12 @@ def _counter(name: str, documentation: str, read: Callable[[Totals], float]) -> 
     return Family(name, "counter", documentation, lines)
 
 
-def _gauge(name: str, documentation: str, read: Callable[[ModelView], float | None]) -> Family:
+def _gauge(name: str, documentation: str, read: Callable[[ModelView], float | None], kind: str = "gauge") -> Family:
     def lines(name: str, view: ModelView) -> Iterable[str]:
         value = read(view)
         return () if value is None else (sample_line(name, view.labels, value),)
 
-    return Family(name, "gauge", documentation, lines)
+    return Family(name, kind, documentation, lines)
 
 
 def _by_reason(name: str, documentation: str, read: Callable[[ModelView], Iterable[tuple[str, int]]]) -> Family:
@@ -248,6 +248,18 @@ MODEL_FAMILIES: tuple[Family, ...] = (
         lambda v: v.state.staging_bytes,
     ),
     _gauge("onclock_cuda_graphs", "Captured CUDA graphs, of all instances", lambda v: v.state.cuda_graphs),
+    _gauge("onclock_sequences", "Live sequences of a stateful model", lambda v: v.state.sequences),
+    _gauge(
+        "onclock_sequence_state_bytes",
+        "Host memory of the states of live sequences",
+        lambda v: v.state.sequence_bytes,
+    ),
+    _gauge(
+        "onclock_sequences_expired_total",
+        "Sequences that were forgotten because they were silent for longer than their idle timeout",
+        lambda v: v.state.sequences_expired,
+        kind="counter",
+    ),
     _gauge("onclock_model_ready", "1 = answers requests", lambda v: int(v.state.ready)),
     _gauge(
         "onclock_model_load_seconds",

@@ -25,7 +25,9 @@ class ModelState:
     `scale`, `quantile` and `prediction_cv` are the latency model's: the online factor on the measured table, the
     safety factor (a quantile of recent actual over predicted times) and the spread of those. `batch_rows_limit`: the
     largest batch at present, of whatever shape has the least. `staging_bytes`: host memory that batches are gathered in
-    and answered from. `cuda_graphs`: captured batch sizes, where graphs were asked for.
+    and answered from. `cuda_graphs`: captured batch sizes, where graphs were asked for. Of a stateful model,
+    `sequences` are live, `sequence_bytes` of host memory hold their states, and `sequences_expired` were forgotten
+    because they were silent.
     """
 
     ready: bool = True
@@ -39,6 +41,9 @@ class ModelState:
     batch_rows_limit: int | None = None
     staging_bytes: int | None = None
     cuda_graphs: int | None = None
+    sequences: int | None = None
+    sequence_bytes: int | None = None
+    sequences_expired: int | None = None
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ from service.engine.options import plan_session
 from service.engine.pool import Instance, SessionPool
 from service.engine.profile import model_digest, profile, profile_key
 from service.engine.runtime import Runtime
+from service.engine.states import initial_states
 from service.engine.warmup import LatencySample, Measured, Sample, coarse, first_run, run_configured, samples, warm
 from service.errors import DeviceFailed, ModelLoadError, ServiceError
 from service.metrics import ModelMetrics
@@ -32,6 +33,7 @@ from service.repository.placement import Need, Placed
 from service.repository.policy import latency_model, queue_policy
 from service.request import ShapeClass
 from service.scheduler import QueuePolicy
+from service.sequence_model import SequenceModel
 from service.tracing import Tracer
 
 
@@ -138,7 +140,7 @@ class Loader:
             notes += finish_graphs(instances, config, sample, list(found.table))
         policy, limit_note = queue_policy(config, [p.device for p in placed], _count(placed), measured)
         notes += limit_note
-        built = self._build(config, version.version, policy, measured, pools)
+        built = self._build(config, version.version, policy, measured, pools, directory)
         for candidate in candidates:
             built.adopt(candidate.shape)
         built.labels = labels
@@ -163,10 +165,15 @@ class Loader:
         policy: QueuePolicy,
         measured: Measured | None,
         pools: dict[str, SessionPool],
+        directory: Path,
     ) -> Model:
         latency = latency_model(policy, measured)
         metrics = ModelMetrics(config.name, str(version))
-        model = Model(config, version, policy, latency, pools, self._runtime, metrics)
+        if config.sequences is None:
+            model = Model(config, version, policy, latency, pools, self._runtime, metrics)
+        else:
+            initial = initial_states(config.sequences, directory)
+            model = SequenceModel(config, version, policy, latency, pools, self._runtime, metrics, initial)
         metrics.state = model.state
         model.tracer = self._tracer
         return model
@@ -246,9 +253,9 @@ def _latencies_of(beside: Model | None, config: ModelConfig, sample: Sample) -> 
     if beside is None:
         return None
     old = beside.config
-    same = (old.inputs, old.outputs, old.max_batch_size, old.batched) == (
-        config.inputs,
-        config.outputs,
+    same = (old.session_inputs, old.session_outputs, old.max_batch_size, old.batched) == (
+        config.session_inputs,
+        config.session_outputs,
         config.max_batch_size,
         config.batched,
     )

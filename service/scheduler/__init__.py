@@ -9,6 +9,7 @@ from service.scheduler.latency import LatencyModel
 from service.scheduler.policy import PriorityPolicy, QueuePolicy, bucket_ladder
 from service.scheduler.queue import ModelQueue
 from service.scheduler.scheduler import Scheduler
+from service.scheduler.sequences import LiveSequence, Next, SequenceTable, Step, Verdict
 from service.scheduler.types import (
     Dispatch,
     Idle,
@@ -26,7 +27,9 @@ __all__ = [
     "Dispatch",
     "Idle",
     "LatencyModel",
+    "LiveSequence",
     "ModelQueue",
+    "Next",
     "PriorityPolicy",
     "QueuePolicy",
     "QueuedRequest",
@@ -35,7 +38,10 @@ __all__ = [
     "RequestState",
     "Scheduler",
     "Segment",
+    "SequenceTable",
     "Slot",
+    "Step",
+    "Verdict",
     "WaitUntil",
     "bucket_ladder",
 ]

@@ -15,10 +15,12 @@ from typing import Any, Protocol
 from service.clock import NS_PER_US
 from service.errors import InvalidRequest
 from service.frontend.codec.destination import IN_ANSWER, Destination, Place, destination_of, place_of
-from service.request import ShapeClass
+from service.request import SequenceFlags, ShapeClass
 from service.tensor import BY_WIRE_NAME, DataType, TensorSpec, element_count
 
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
+# Triton's bound on ids that are text.
+MAX_IDENTITY = 128
 # Largest tensor rank accepted. ONNX Runtime and NumPy both end far below what a message can state.
 _MAX_RANK = 32
 # Largest product of a tensor's dimensions that are not zero: a gRPC message holds no more bytes than that. An empty
@@ -38,6 +40,7 @@ class ServedModel(Protocol):
     default_priority: int
     priority_levels: int
     labels: Mapping[str, Sequence[str]]
+    stateful: bool
 
     def shape_class(self, shapes: tuple[tuple[int, ...] | None, ...], sides: tuple[bytes, ...]) -> ShapeClass:
         """The one `ShapeClass` object of these shapes and side values."""
@@ -78,6 +81,8 @@ class RequestPlan:
     destinations: tuple[Destination, ...] = ()
     # Inputs whose data are in the message.
     raws: int = 0
+    # For a stateful model: which step of which sequence.
+    sequence: SequenceFlags | None = None
     # Filled by the encoder: the parts of the answer that are the same for every request of the plan.
     prefix: bytes = b""
     output_headers: Any = None
@@ -124,6 +129,11 @@ def make_plan(message: Any, model: ServedModel) -> RequestPlan:
         batched = _names([spec for spec in model.inputs if spec.batched])
         raise InvalidRequest(f"the request for model '{model.name}' has no rows: give at least one of {batched}")
     fixed = tuple(shapes)
+    if model.stateful and rows > 1:
+        raise InvalidRequest(
+            f"inference request to model '{model.name}' must specify batch-size 1 due to requirements of sequence "
+            f"batcher, got {rows}"
+        )
     outputs, destinations = _requested_outputs(message.outputs, model)
     timeout_ns, priority = _request_parameters(message.parameters, model)
     return RequestPlan(
@@ -138,6 +148,7 @@ def make_plan(message: Any, model: ServedModel) -> RequestPlan:
         raws=sum(p.place is None for p in planned),
         timeout_ns=timeout_ns,
         priority=priority,
+        sequence=_sequence(message.parameters, model) if model.stateful else None,
     )
 
 
@@ -223,7 +234,7 @@ def _request_parameters(parameters: Any, model: ServedModel) -> tuple[int, int]:
             timeout_ns = _non_negative(name, value, kind, ("int64_param", "uint64_param")) * NS_PER_US
         elif name == "priority":
             priority = _non_negative(name, value, kind, ("int64_param", "uint64_param"))
-        elif name in _SEQUENCE:
+        elif name in _SEQUENCE and not model.stateful:
             if value.ListFields() and getattr(value, kind):
                 raise InvalidRequest(f"parameter '{name}': model '{model.name}' is not a sequence model")
         elif name == "triton_enable_empty_final_response":
@@ -235,6 +246,36 @@ def _request_parameters(parameters: Any, model: ServedModel) -> tuple[int, int]:
     if priority == 0 or priority > model.priority_levels:
         priority = model.default_priority
     return timeout_ns, priority
+
+
+def _sequence(parameters: Any, model: ServedModel) -> SequenceFlags:
+    """Which step of which sequence a request is."""
+    identity: int | str = 0
+    if _SEQUENCE[0] in parameters:
+        value = parameters[_SEQUENCE[0]]
+        kind = value.WhichOneof("parameter_choice")
+        if kind not in ("int64_param", "uint64_param", "string_param"):
+            raise InvalidRequest(
+                f"parameter '{_SEQUENCE[0]}' must be an integer or a string, got {kind or 'nothing'}, for model "
+                f"'{model.name}'"
+            )
+        identity = getattr(value, kind)
+    if not identity:
+        raise InvalidRequest(
+            f"inference request to model '{model.name}' must specify a non-zero or non-empty correlation ID"
+        )
+    if isinstance(identity, str) and len(identity) > MAX_IDENTITY:
+        raise InvalidRequest(
+            f"string correlation ID cannot be longer than {MAX_IDENTITY} characters, got {len(identity)} for model "
+            f"'{model.name}'"
+        )
+    flags = []
+    for name in _SEQUENCE[1:]:
+        kind = parameters[name].WhichOneof("parameter_choice") if name in parameters else "bool_param"
+        if kind != "bool_param":
+            raise InvalidRequest(f"parameter '{name}' must be a bool for '{model.name}', got {kind or 'nothing'}")
+        flags.append(name in parameters and parameters[name].bool_param)
+    return SequenceFlags(identity, *flags)
 
 
 def _non_negative(name: str, value: Any, kind: str | None, kinds: tuple[str, ...]) -> int:

@@ -12,15 +12,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
+from service.clock import NEVER_NS
 from service.config.complete import complete
 from service.config.graph import read_graph
 from service.engine.options import plan_session
 from service.engine.pool import Instance
 from service.engine.session import OnnxSession
+from service.pb import model_config_pb2 as pb
+from service.request import InferenceRequest, ShapeClass
 from service.scheduler import Segment
 from service.tensor import Array, DataType, TensorSpec
 from tests.support import onnx_models
-from tests.unit.engine.support import CPU, Requests, rows_of, split_rows, whole
+from tests.unit.engine.support import CPU, Answers, Requests, rows_of, split_rows, whole
 
 MOST_ROWS = 4
 WORDS = ("", "a", "ham", "späm", "eggs and ham")
@@ -149,3 +152,64 @@ def test_tensors_without_a_batch_come_back_whole(tensor: Tensor, seed: int) -> N
         (output,) = instance.run(whole(request), 1, 1).outputs
         (answer,) = rows_of([output], 0, 1)
         assert same(answer, array)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    datatype=st.sampled_from([d for d in DataType if d is not DataType.BYTES]),
+    row=st.lists(st.integers(0, 3), min_size=1, max_size=3).map(tuple),
+    axis=st.integers(0, 3),
+    stated=st.booleans(),
+    batches=st.lists(sizes, min_size=1, max_size=3),
+    padding=st.integers(0, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_states_whose_batch_dimension_is_anywhere(
+    datatype: DataType, row: tuple[int, ...], axis: int, stated: bool, batches: list[list[int]], padding: int, seed: int
+) -> None:
+    """Rows joined along any axis and cut out again, beside a tensor with its rows in front: each as it was."""
+    axis = min(axis, len(row))
+    rng = np.random.default_rng(seed)
+    dims: list[int | str] = [size if stated else f"D{index}" for index, size in enumerate(row)]
+    dims.insert(axis, "N")
+    model = onnx_models.make_model(
+        "states",
+        [helper.make_node("Identity", ["s"], ["t"]), helper.make_node("Identity", ["x"], ["y"])],
+        [onnx_models.value("s", datatype.wire_name, dims), onnx_models.value("x", "FP32", ["N", 2])],
+        [onnx_models.value("t", datatype.wire_name, dims), onnx_models.value("y", "FP32", ["N", 2])],
+    )
+    shape = row if stated else tuple(-1 for _ in row)
+    given = TensorSpec("s", datatype, shape, True, axis=axis), TensorSpec("x", DataType.FP32, (2,), True)
+    taken = TensorSpec("t", datatype, shape, True, axis=axis), TensorSpec("y", DataType.FP32, (2,), True)
+    with TemporaryDirectory() as directory:
+        path = onnx_models.write_model(Path(directory), "model", model) / "1" / "model.onnx"
+        graph = read_graph(path)
+        text = pb.ModelConfig(max_batch_size=64)
+        text.sequence_batching.state.add(input_name="s", output_name="t", dims=list(shape)).initial_state.add(
+            dims=list(row), zero_data=True
+        )
+        text.parameters["state_batch_axis"].string_value = f"s={axis}"
+        config = complete(text, "model", graph.inputs, graph.outputs).config
+        assert config.session_inputs == (given[1], given[0])
+        instance = Instance(OnnxSession(path, plan_session(config, CPU)), given, taken, 64)
+        for rows_each in batches:
+            contents = [
+                (draw(rng, given[0], (*row[:axis], rows, *row[axis:])), draw(rng, given[1], (rows, 2)))
+                for rows in rows_each
+            ]
+            shapes = ShapeClass((row, (2,)), (), 1)
+            sent = [
+                InferenceRequest(
+                    len(x), 0, NEVER_NS, 1, shapes, [bytes(s.tobytes()), x.tobytes()], Answers(), None, b""
+                )
+                for s, x in contents
+            ]
+            total = sum(rows_each)
+            executed = instance.run(whole(*sent), total, total + padding)
+            first = 0
+            for (state, x), rows in zip(contents, rows_each, strict=True):
+                outputs = executed.outputs
+                assert all(output.spec.batched for output in outputs)
+                assert same(np.ascontiguousarray(taken[0].rows(outputs[0].array, first, first + rows)), state)
+                assert same(outputs[1].array[first : first + rows], x)
+                first += rows

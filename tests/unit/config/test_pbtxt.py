@@ -18,7 +18,11 @@ from service.errors import ConfigError
         ("\n  max_batch_size: many", "config.pbtxt:2:19", "Couldn't parse integer"),
         ("instance_group { gpu: 1 }", "config.pbtxt:1:18", "Did you mean 'gpus'?"),
         ('name: "a" name: "b"', "config.pbtxt:1:17", 'should not have multiple "name" fields'),
-        ("sequence_batching {}", "sequence_batching", "not supported"),
+        (
+            "sequence_batching { iterative_sequence: true }",
+            "sequence_batching.iterative_sequence",
+            "exactly one answer",
+        ),
         ("ensemble_scheduling {}", "ensemble_scheduling", "call the models one by one"),
         ("model_transaction_policy { decoupled: true }", "model_transaction_policy.decoupled", "exactly one answer"),
         ("response_cache { enable: true }", "response_cache.enable", "not cached"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ from service.config.model import DynamicBatching, InstanceGroup, ModelConfig
 from service.engine.devices import Device
 from service.engine.pool import Instance, SessionPool
 from service.engine.runtime import Runtime
+from service.engine.states import initial_states
 from service.errors import ExecutionFailed, OutOfMemory
 from service.metrics import ModelMetrics
 from service.model import Model
 from service.request import InferenceRequest
 from service.scheduler import LatencyModel, QueuePolicy
+from service.sequence_model import SequenceModel
 from service.tensor import Array, DataType, TensorSpec
 from tests.unit.engine.support import ANSWER_S, Answers, Requests, SessionDouble
 
@@ -53,7 +56,11 @@ class Served:
         latency = LatencyModel({}, made.buckets)
         self.metrics = ModelMetrics("m", "1")
         self.pool = SessionPool(instances)
-        self.model = Model(config, 1, made, latency, {"cpu": self.pool}, self.runtime, self.metrics)
+        parts = (config, 1, made, latency, {"cpu": self.pool}, self.runtime, self.metrics)
+        if config.sequences is None:
+            self.model = Model(*parts)
+        else:
+            self.model = SequenceModel(*parts, initial_states(config.sequences, Path()))
         self.requests = Requests(config.inputs, config.batched)
         self.answers = Answers()
 

@@ -1,0 +1,254 @@
+"""A stateful model: its requests are steps of sequences, and what a step leaves is kept here for the next one.
+
+A step takes the way of any request through `Model`, with two differences: it enters the queue only when the step before
+it is done, and it carries the controls and the states of its sequence as further inputs. Rows of different sequences
+share batches like any others. Which step may run is decided by `service.scheduler.sequences`; how states are cut out of
+a batch, by `service.engine.states`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+from service.clock import NS_PER_MS, NS_PER_S, now_ns
+from service.config.model import ModelConfig
+from service.config.sequences import SequenceBatching
+from service.engine.pool import SessionPool
+from service.engine.runtime import Runtime
+from service.engine.states import StateRow, states_after, step_row
+from service.errors import Draining, InvalidRequest, QueueFull, SequenceAborted, ServiceError
+from service.metrics import ModelMetrics, ModelState
+from service.model import Model, with_model
+from service.request import BatchOutput, InferenceRequest, Responder, SequenceFlags
+from service.scheduler import LatencyModel, LiveSequence, Next, QueuePolicy, SequenceTable, Step, Verdict
+
+_Live = LiveSequence[InferenceRequest]
+_Step = Step[InferenceRequest]
+
+
+class SequenceModel(Model):
+    """One loaded version of a stateful model. `initial` is what its states begin with."""
+
+    stateful = True
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        version: int,
+        policy: QueuePolicy,
+        latency: LatencyModel,
+        pools: dict[str, SessionPool],
+        runtime: Runtime,
+        metrics: ModelMetrics,
+        initial: Sequence[StateRow],
+    ) -> None:
+        super().__init__(config, version, policy, latency, pools, runtime, metrics)
+        assert config.sequences is not None
+        self._sequences: SequenceBatching = config.sequences
+        self._initial = tuple(initial)
+        names = [spec.name for spec in config.session_outputs]
+        self._positions = [names.index(state.output.name) for state in self._sequences.states]
+        self._table: SequenceTable[InferenceRequest] = SequenceTable(
+            self._sequences.max_sequences, self._sequences.max_idle_ns
+        )
+        # Guards the table and the states of its sequences; never held while a request is queued or answered.
+        self._steps = threading.Lock()
+        self._expired = 0
+        self._launching = threading.local()
+
+    def submit(self, request: InferenceRequest) -> None:
+        """Take a step in: it is queued now, or held until the one before it is done, or answered with the reason why
+        not."""
+        flags = request.sequence
+        assert flags is not None
+        step: _Step = Step(flags.start, flags.end, request)
+        with self._steps:
+            verdict, sequence = self._table.arrive(flags.identity, step, request.arrival_ns)
+            if verdict is Verdict.TOO_MANY and self._expire(request.arrival_ns):
+                verdict, sequence = self._table.arrive(flags.identity, step, request.arrival_ns)
+            if sequence is not None:
+                request.step = (sequence, step)
+        if verdict is Verdict.RUN:
+            assert sequence is not None
+            self._launch(sequence, step)
+        elif verdict is not Verdict.HELD:
+            self._fail(request, self._refusal(verdict, flags))
+
+    def cancel(self, request: InferenceRequest) -> bool:
+        """The client is gone. A step that has not begun is not run, and those held behind it cannot follow; one that
+        runs is dropped when done, and its sequence goes on."""
+        if request.step is None:
+            return False
+        sequence, step = cast("tuple[_Live, _Step]", request.step)
+        with self._steps:
+            gone = self._table.withdraw(sequence, step)
+        if gone:
+            request.answered = True
+            self._record_cancelled(request)
+            self._drop(gone[1:], sequence)
+            return True
+        if not super().cancel(request):
+            return False
+        responder = request.responder
+        assert isinstance(responder, _StepResponder)
+        responder.withdrawn()
+        return True
+
+    def expire(self, at_ns: int) -> None:
+        """Forget the sequences that were silent for too long."""
+        with self._steps:
+            self._expire(at_ns)
+
+    def _expire(self, at_ns: int) -> int:
+        gone = len(self._table.expire(at_ns))
+        self._expired += gone
+        return gone
+
+    def state(self) -> ModelState:
+        """What the model is like right now, for a scrape."""
+        with self._steps:
+            live = self._table.live()
+        rows = (row for sequence in live for row in cast("tuple[StateRow, ...]", sequence.state or ()))
+        return replace(
+            super().state(),
+            sequences=len(live),
+            sequence_bytes=sum(len(row.data) for row in rows),
+            sequences_expired=self._expired,
+        )
+
+    def close(self, error: ServiceError | None = None) -> None:
+        """See `Model.close`. Sequences are over; what they held is answered."""
+        with self._steps:
+            held = self._table.clear()
+        super().close(error)
+        for step in held:
+            unloading = Draining(f"model '{self.name}' version {self.version} is unloading", NS_PER_MS)
+            self._fail(step.request, error or unloading)
+
+    # ---------------------------------------------------------------- steps
+
+    def _launch(self, sequence: _Live, step: _Step) -> None:
+        """Queue a step. What follows from that at once (refused, so that the next start may run, which is refused...)
+        is done here as well, one after the other."""
+        waiting: deque[tuple[_Live, _Step]] | None = getattr(self._launching, "waiting", None)
+        if waiting is not None:
+            waiting.append((sequence, step))
+            return
+        waiting = self._launching.waiting = deque([(sequence, step)])
+        try:
+            while waiting:
+                self._queue_step(*waiting.popleft())
+        finally:
+            self._launching.waiting = None
+
+    def _queue_step(self, sequence: _Live, step: _Step) -> None:
+        request = step.request
+        flags = request.sequence
+        assert flags is not None
+        request.responder = _StepResponder(self, sequence, step, request.responder)
+        states = self._initial if step.start else cast("tuple[StateRow, ...]", sequence.state)
+        try:
+            row = step_row(self._sequences, flags.identity, step.start, step.end, states)
+        except InvalidRequest as error:
+            self._fail(request, InvalidRequest(f"model '{self.name}': {error}"))
+            return
+        request.inputs = [*request.inputs, *(data for _, data in row)]
+        request.shape = self.shape_class((*request.shape.shapes, *(shape for shape, _ in row)), request.shape.sides)
+        request.cost = request.shape.cost
+        self._enqueue(request, now_ns())
+
+    def keep(self, outputs: Sequence[BatchOutput], row: int) -> tuple[StateRow, ...]:
+        """Copies of the states that the step in a batch's row leaves. Raises `ExecutionFailed`."""
+        return states_after(self._sequences, self._positions, outputs, row)
+
+    def ended(self, sequence: _Live, states: tuple[StateRow, ...] | None) -> Next[InferenceRequest]:
+        """The running step is done and leaves `states`, or was not run (None): what follows, for `follow`."""
+        with self._steps:
+            if states is not None:
+                sequence.state = states
+            return self._table.finished(sequence, states is not None, now_ns())
+
+    def follow(self, sequence: _Live, following: Next[InferenceRequest]) -> None:
+        """Answer the steps that cannot be run, and queue the one that can."""
+        self._drop(following.dropped, sequence)
+        if following.run is not None:
+            self._launch(sequence, following.run)
+
+    def _drop(self, steps: Sequence[_Step], sequence: _Live) -> None:
+        for step in steps:
+            error = SequenceAborted(
+                f"sequence {sequence.key!r} of model '{self.name}': the step before this one was not run; "
+                "go on from that one, or start the sequence anew"
+            )
+            self._fail(step.request, error)
+
+    def _refusal(self, verdict: Verdict, flags: SequenceFlags) -> ServiceError:
+        if verdict is Verdict.NOT_STARTED:
+            return InvalidRequest(
+                f"inference request for sequence {flags.identity} to model '{self.name}' must specify the START flag "
+                "on the first request of the sequence"
+            )
+        if verdict is Verdict.TOO_MANY:
+            return QueueFull(
+                f"Exceeds maximum queue size: model '{self.name}' keeps {self._table.max_sequences} live sequences, "
+                "and none has ended or is idle",
+                NS_PER_S,
+            )
+        return QueueFull(
+            f"Exceeds maximum queue size: too many requests of sequence {flags.identity} of model '{self.name}' wait "
+            "for the one before them",
+            NS_PER_MS,
+        )
+
+
+class _StepResponder:
+    """Stands between the model and who answers a step: keeps the states and lets the next step go."""
+
+    __slots__ = ("_done", "_inner", "_model", "_sequence", "_step")
+
+    def __init__(self, model: SequenceModel, sequence: _Live, step: _Step, inner: Responder) -> None:
+        self._model = model
+        self._sequence = sequence
+        self._step = step
+        self._inner = inner
+        self._done = False
+
+    def answer(self, request: InferenceRequest, outputs: Sequence[BatchOutput], first_row: int) -> None:
+        try:
+            states = self._model.keep(outputs, first_row)
+        except ServiceError as error:
+            self.fail(request, with_model(self._model, error))
+            return
+        # The states first: who has the answer may send the next step.
+        following = self._finish(states)
+        try:
+            self._inner.answer(request, outputs, first_row)
+        finally:
+            self._model.follow(self._sequence, following)
+
+    def fail(self, request: InferenceRequest, error: ServiceError) -> None:
+        following = self._finish(None)
+        try:
+            self._inner.fail(request, error)
+        finally:
+            self._model.follow(self._sequence, following)
+
+    def withdrawn(self) -> None:
+        """The step left the queue without an answer."""
+        self._model.follow(self._sequence, self._finish(None))
+
+    def hold(self) -> None:
+        self._inner.hold()
+
+    def flush(self) -> None:
+        self._inner.flush()
+
+    def _finish(self, states: tuple[StateRow, ...] | None) -> Next[InferenceRequest]:
+        if self._done:
+            return Next()
+        self._done = True
+        return self._model.ended(self._sequence, states)
