@@ -31,13 +31,21 @@ _VALUES = {"int32_false_true": DataType.INT32, "fp32_false_true": DataType.FP32,
 _CORRID_TYPES = (DataType.UINT64, DataType.INT64, DataType.UINT32, DataType.INT32, DataType.BYTES)
 
 
-def server_filled(config: pb.ModelConfig) -> tuple[frozenset[str], frozenset[str]]:
-    """The inputs that the server fills, and the outputs that it keeps: (controls and states, states)."""
+def server_filled(
+    config: pb.ModelConfig, inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """The inputs that the server fills (controls and states), and the outputs that it keeps (states)."""
     if not config.HasField("sequence_batching"):
         return frozenset(), frozenset()
     batching = config.sequence_batching
-    inputs = {item.name for item in batching.control_input} | {state.input_name for state in batching.state}
-    return frozenset(inputs), frozenset(state.output_name for state in batching.state)
+    known_inputs, known_outputs = {t.name: t for t in inputs}, {t.name: t for t in outputs}
+    for index, item in enumerate(batching.control_input):
+        _tensor(f"{PATH}.control_input[{index}].name", "input", item.name, known_inputs)
+    for index, state in enumerate(batching.state):
+        _tensor(f"{PATH}.state[{index}].input_name", "input", state.input_name, known_inputs)
+        _tensor(f"{PATH}.state[{index}].output_name", "output", state.output_name, known_outputs)
+    filled = {item.name for item in batching.control_input} | {state.input_name for state in batching.state}
+    return frozenset(filled), frozenset(state.output_name for state in batching.state)
 
 
 def build_sequences(
@@ -63,7 +71,8 @@ def build_sequences(
     known_inputs = {tensor.name: tensor for tensor in inputs}
     known_outputs = {tensor.name: tensor for tensor in outputs}
     batched = config.max_batch_size > 0
-    rows = _batch_symbols([t for t in inputs if t.name not in server_filled(config)[0]])
+    filled, _ = server_filled(config, inputs, outputs)
+    rows = _batch_symbols([tensor for tensor in inputs if tensor.name not in filled])
     controls = _controls(batching, known_inputs, batched)
     taken = {control.spec.name for control in controls}
     states: list[State] = []
@@ -121,7 +130,7 @@ def _controls(
     controls: list[Control] = []
     for index, item in enumerate(batching.control_input):
         path = f"{PATH}.control_input[{index}]"
-        tensor = _tensor(f"{path}.name", "input", item.name, inputs)
+        tensor = inputs[item.name]
         if len(item.control) != 1:
             raise ConfigError(f"{path}.control", f"{len(item.control)} controls; an input carries exactly one")
         if any(control.spec.name == item.name for control in controls):
@@ -178,8 +187,7 @@ def _state(
     stated_axis: int | None,
     rows: Collection[Dimension],
 ) -> State:
-    source = _tensor(f"{path}.input_name", "input", item.input_name, inputs)
-    result = _tensor(f"{path}.output_name", "output", item.output_name, outputs)
+    source, result = inputs[item.input_name], outputs[item.output_name]
     datatype = source.datatype
     assert datatype is not None
     if datatype_of(item.data_type, f"{path}.data_type") not in (None, datatype):

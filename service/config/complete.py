@@ -10,7 +10,7 @@ are unset, `dims` leave the batch dimension out, strings are TYPE_STRING.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,7 +77,7 @@ def complete(
         proto.CopyFrom(config)
     _fill_names(proto, name)
     parameters = parse_parameters({key: value.string_value for key, value in proto.parameters.items()})
-    filled, kept = server_filled(proto)
+    filled, kept = server_filled(proto, inputs, outputs)
     for index, io in enumerate(proto.input):
         if io.name in filled:
             raise ConfigError(f"input[{index}].name", f"'{io.name}' is filled by the server (sequence_batching)")
@@ -100,7 +100,7 @@ def complete(
         default_max_batch_size,
     )
     proto.max_batch_size = plan.max_batch_size
-    sequences = build_sequences(proto, inputs, outputs, parameters.state_axes, parameters.max_sequences)
+    sequences = _sequences(proto, inputs, outputs, parameters.state_axes, parameters.max_sequences)
     if plan.join and sequences is None:
         proto.dynamic_batching.SetInParent()
     input_specs = tuple(_fill_input(proto, tensor, plan, parameters.unbatched_inputs) for tensor in served_in)
@@ -132,6 +132,24 @@ def complete(
         notes=(*notes_in, *notes_out, *plan.notes),
         unverified_outputs=plan.unverified,
     )
+
+
+def _sequences(
+    proto: pb.ModelConfig,
+    inputs: Sequence[GraphTensor],
+    outputs: Sequence[GraphTensor],
+    axes: Mapping[str, int],
+    max_sequences: int | None,
+) -> SequenceBatching | None:
+    sequences = build_sequences(proto, inputs, outputs, axes, max_sequences)
+    across = {state.output.name for state in sequences.states if state.output.axis} if sequences else set()
+    for index, io in enumerate(proto.output):
+        if io.name in across:
+            raise ConfigError(
+                f"output[{index}].name",
+                f"'{io.name}' is a state with its batch dimension behind others: clients cannot get it",
+            )
+    return sequences
 
 
 def _joined(sequences: SequenceBatching, plan: BatchPlan) -> DynamicBatching | None:

@@ -81,7 +81,7 @@ def _names(text: str) -> tuple[str, ...]:
 def _axes(text: str) -> Mapping[str, int]:
     axes: dict[str, int] = {}
     for part in text.split(","):
-        name, separator, axis = part.strip().rpartition("=")
+        name, separator, axis = (text.strip() for text in part.rpartition("="))
         if not separator or not name or name in axes or not re.fullmatch(r"[0-9]{1,2}", axis):
             raise ValueError
         axes[name] = int(axis)

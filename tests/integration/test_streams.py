@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import queue
 import signal
 import threading
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +13,12 @@ import grpc
 import numpy as np
 import pytest
 
-from service.pb import grpc_service_pb2 as pb
 from tests.support import onnx_models
-from tests.support.client import SERVICE, TIMEOUT_S, Client, arrays, request
+from tests.support.client import TIMEOUT_S, Client, arrays, request
 from tests.support.native import needs_native
 from tests.support.onnx_models import write_model
 from tests.support.server import RunningServer, running_server
+from tests.support.stream import Stream, metric, wait_for
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 ROW = np.zeros((1, 4), np.float32)
@@ -46,41 +43,8 @@ def server(request: pytest.FixtureRequest, repository: Path) -> Iterator[Running
         yield running
 
 
-class Stream:
-    """One stream: messages are sent as they are put in, answers read as they are asked for."""
-
-    def __init__(self, server: RunningServer, metadata: tuple[tuple[str, str], ...] = (), timeout: float = 60) -> None:
-        self._outbox: queue.Queue[bytes | None] = queue.Queue()
-        method = server.channel().stream_stream(f"/{SERVICE}/ModelStreamInfer", None, None)
-        self.call = method(iter(self._outbox.get, None), timeout=timeout, metadata=metadata)
-
-    def send(self, *messages: Any) -> None:
-        for message in messages:
-            self._outbox.put(message if isinstance(message, bytes) else message.SerializeToString())
-
-    def done(self) -> None:
-        self._outbox.put(None)
-
-    def read(self) -> Any:
-        return pb.ModelStreamInferResponse.FromString(next(self.call))
-
-    def rest(self) -> list[Any]:
-        return [pb.ModelStreamInferResponse.FromString(answer) for answer in self.call]
-
-
 def ids(answers: list[Any]) -> list[str]:
     return [answer.infer_response.id for answer in answers]
-
-
-def metric(server: RunningServer, name: str) -> float:
-    text = urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
-    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < end, what
 
 
 def test_answers_come_in_the_order_of_the_requests(server: RunningServer) -> None:

@@ -359,6 +359,51 @@ def recurrent(columns: int = 4) -> onnx.ModelProto:
     )
 
 
+def sequence_probe() -> onnx.ModelProto:
+    """A model with a state and every control: it tells what it is told.
+
+    `x` FP32 [N, 2], `pick` INT64 [N, 1], `first` FP32 [N, 1], `ready` BOOL [N, 1], `last` INT32 [N, 1], `who` UINT64
+    [N, 1], `total` FP32 [N, 2] -> `sum` = `total_out` = total + x, `was_first`, `was_ready`, `was_last`, `was_who`,
+    `picked` FP32 [N, 1]. A `pick` outside 0 to 7 fails the whole batch.
+    """
+    echoes = (("first", "FP32"), ("ready", "BOOL"), ("last", "INT32"), ("who", "UINT64"))
+    return make_model(
+        "sequence_probe",
+        [
+            helper.make_node("Add", ["total", "x"], ["sum"]),
+            helper.make_node("Identity", ["sum"], ["total_out"]),
+            helper.make_node("Gather", ["table", "pick"], ["picked"]),
+            *(helper.make_node("Identity", [name], [f"was_{name}"]) for name, _ in echoes),
+        ],
+        [
+            value("x", "FP32", ["N", 2]),
+            value("pick", "INT64", ["N", 1]),
+            *(value(name, datatype, ["N", 1]) for name, datatype in echoes),
+            value("total", "FP32", ["N", 2]),
+        ],
+        [
+            value("sum", "FP32", ["N", 2]),
+            value("total_out", "FP32", ["N", 2]),
+            value("picked", "FP32", ["N", 1]),
+            *(value(f"was_{name}", datatype, ["N", 1]) for name, datatype in echoes),
+        ],
+        {"table": np.arange(8, dtype=np.float32)},
+    )
+
+
+PROBE_CONFIG = """
+max_batch_size: 16
+sequence_batching {
+  max_sequence_idle_microseconds: 2000000
+  control_input { name: "first" control { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } }
+  control_input { name: "ready" control { kind: CONTROL_SEQUENCE_READY bool_false_true: [ false, true ] } }
+  control_input { name: "last" control { kind: CONTROL_SEQUENCE_END int32_false_true: [ 0, 1 ] } }
+  control_input { name: "who" control { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } }
+  state { input_name: "total" output_name: "total_out" data_type: TYPE_FP32 dims: [ 2 ] }
+}
+"""
+
+
 def growing_cache(columns: int = 4) -> onnx.ModelProto:
     """`past` FP32 [N, L, columns] (L = 0 at first), `x` FP32 [N, 1, columns] -> `present` FP32 [N, L + 1, columns]."""
     return make_model(

@@ -74,8 +74,8 @@ def test_json_is_the_same_configuration() -> None:
     assert parse_json('{"max_batch_size": 8, "dynamicBatching": {}}') == parse_text(
         "max_batch_size: 8 dynamic_batching {}"
     )
-    with pytest.raises(ConfigError, match="sequence_batching: not supported"):
-        parse_json(json.dumps({"sequence_batching": {}}))
+    with pytest.raises(ConfigError, match="ensemble_scheduling: not supported"):
+        parse_json(json.dumps({"ensemble_scheduling": {}}))
     for text in ("[", "3", '{"nam": "x"}', "[" * 100_000, '{"max_batch_size": "many"}', "x" * (MAX_CONFIG_BYTES + 1)):
         with pytest.raises(ConfigError, match="config"):
             parse_json(text)

@@ -23,6 +23,7 @@ class FakeModel:
     max_batch_size: int = 8
     default_priority: int = 1
     priority_levels: int = 1
+    stateful: bool = False
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     classes: dict[tuple[Shapes, tuple[bytes, ...]], ShapeClass] = field(default_factory=dict)
 

@@ -10,6 +10,7 @@ from service.clock import NS_PER_MS
 from service.errors import InvalidRequest, ServiceError, UnsupportedFeature
 from service.frontend.codec.plan import RequestPlan, make_plan
 from service.pb.grpc_service_pb2 import ModelInferRequest
+from service.request import SequenceFlags
 from tests.unit.frontend.served import FakeModel, model, spec
 
 
@@ -218,6 +219,52 @@ def test_sequence_parameters_are_refused_only_when_they_ask_for_a_sequence() -> 
         text = refused(with_parameter(name, **value), model())
         assert f"parameter '{name}'" in text
         assert "model 'm' is not a sequence model" in text
+
+
+def stateful(**parameters: object) -> SequenceFlags:
+    """What a stateful model is told by these parameters, by field of `InferParameter`."""
+    sent = message(("x", "FP32", [1, 4]))
+    for name, (field, value) in parameters.items():  # type: ignore[misc]
+        setattr(sent.parameters[name], field, value)
+    flags = make_plan(sent, model(stateful=True)).sequence
+    assert flags is not None
+    return flags
+
+
+def test_sequence_parameters_of_a_stateful_model() -> None:
+    """Numbers and texts are ids, flags that are not given are false, and a negative number is one."""
+    start, end = ("bool_param", True), ("bool_param", False)
+    assert stateful(sequence_id=("int64_param", 7)) == SequenceFlags(7, False, False)
+    assert stateful(sequence_id=("int64_param", -7), sequence_start=start) == SequenceFlags(-7, True, False)
+    assert stateful(sequence_id=("uint64_param", 2**63)) == SequenceFlags(2**63, False, False)
+    assert stateful(sequence_id=("string_param", "7"), sequence_start=end, sequence_end=start) == SequenceFlags(
+        "7", False, True
+    )
+    assert make_plan(message(X), model()).sequence is None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({}, "must specify a non-zero or non-empty correlation ID"),
+        ({"sequence_id": ("int64_param", 0)}, "must specify a non-zero or non-empty correlation ID"),
+        ({"sequence_id": ("string_param", "")}, "must specify a non-zero or non-empty correlation ID"),
+        ({"sequence_id": ("double_param", 1.0)}, "'sequence_id' must be an integer or a string, got double_param"),
+        ({"sequence_id": ("string_param", "x" * 129)}, "cannot be longer than 128 characters, got 129"),
+        ({"sequence_id": ("int64_param", 1), "sequence_start": ("int64_param", 1)}, "'sequence_start' must be a bool"),
+        ({"sequence_id": ("int64_param", 1), "sequence_end": ("string_param", "1")}, "'sequence_end' must be a bool"),
+    ],
+)
+def test_wrong_sequence_parameters_are_named(parameters: dict[str, object], said: str) -> None:
+    with pytest.raises(InvalidRequest, match="m") as caught:
+        stateful(**parameters)
+    assert said in str(caught.value)
+
+
+def test_a_step_is_one_row() -> None:
+    sent = message(X)
+    sent.parameters["sequence_id"].int64_param = 7
+    assert "to model 'm' must specify batch-size 1" in refused(sent, model(stateful=True))
 
 
 def test_reserved_parameters() -> None:

@@ -37,6 +37,7 @@ EXPECTED = {
     "Draining": "UNAVAILABLE",
     "Expired": "DEADLINE_EXCEEDED",
     "Cancelled": "CANCELLED",
+    "SequenceAborted": "ABORTED",
     "ExecutionFailed": "INTERNAL",
     "OutOfMemory": "RESOURCE_EXHAUSTED",
 }
