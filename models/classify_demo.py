@@ -21,7 +21,7 @@ import grpc
 
 from models.classify import MODEL, classify
 from models.clients.inference import InferenceClient, NotReadyError
-from models.zoo.efficientnet_lite import ConversionError
+from models.zoo.errors import ConversionError
 from models.zoo.fetch import FetchError
 from models.zoo.publish import publish
 from models.zoo.recipes import RECIPES, RecipeError, imagenet_labels

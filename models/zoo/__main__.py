@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from models.zoo.efficientnet_lite import ConversionError
+from models.zoo.errors import ConversionError
 from models.zoo.fetch import FetchError, cache_directory
 from models.zoo.publish import publish
 from models.zoo.recipes import RECIPES, RecipeError
