@@ -6,7 +6,7 @@ Need", 2017), with a decoder whose self-attention is replaced by the simpler sim
 decoder has to remember of a sentence is one vector per layer. One embedding serves both languages and the output.
 
 The weights stay eight-bit integers in the file. They become float32 by `Cast` and `Mul`, which ONNX Runtime computes
-once, at load; `DequantizeLinear` it would run at every call, at twice the time per step. Activations are float32
+once, at load; `DequantizeLinear` it would run at every call, which doubles the time of a step. Activations are float32
 throughout, so that an answer does not depend on the other rows of its batch.
 """
 
