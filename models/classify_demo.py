@@ -21,7 +21,7 @@ import grpc
 
 from models.classify import MODEL, classify
 from models.clients.inference import InferenceClient, NotReadyError
-from models.zoo.efficientnet_lite import ConversionError
+from models.zoo.errors import ConversionError
 from models.zoo.fetch import FetchError
 from models.zoo.publish import publish
 from models.zoo.recipes import RECIPES, RecipeError, imagenet_labels
@@ -91,7 +91,8 @@ def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> N
 def run(repository: Path, log: Path) -> None:
     """All steps. Raises `DemoError` when a photograph gets another label than it should."""
     print(f"1. fetch and convert {MODEL}", flush=True)
-    publish(RECIPES[MODEL].make(), repository)
+    for entry in RECIPES[MODEL].make():
+        publish(entry, repository)
     labels = imagenet_labels()
     photos = Path(str(importlib.resources.files("sklearn.datasets") / "images"))
     print(f"2. serve {repository}", flush=True)

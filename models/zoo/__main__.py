@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from models.zoo.efficientnet_lite import ConversionError
+from models.zoo.errors import ConversionError
 from models.zoo.fetch import FetchError, cache_directory
 from models.zoo.publish import publish
 from models.zoo.recipes import RECIPES, RecipeError
@@ -33,11 +33,12 @@ def main() -> int:
     if arguments.name is None:
         parser.error(f"name a model: {', '.join(sorted(RECIPES))}")
     try:
-        target = publish(RECIPES[arguments.name].make(), arguments.repository)
+        targets = [publish(entry, arguments.repository) for entry in RECIPES[arguments.name].make()]
     except (FetchError, CheckpointError, ConversionError, RecipeError, OSError) as error:
         print(f"{arguments.name}: {error}", file=sys.stderr)
         return 1
-    print(f"published {target}; serve it with: onclock serve --model-repository {arguments.repository}")
+    published = " and ".join(str(target) for target in targets)
+    print(f"published {published}; serve with: onclock serve --model-repository {arguments.repository}")
     return 0
 
 

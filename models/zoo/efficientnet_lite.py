@@ -17,6 +17,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from models.zoo.errors import ConversionError
+
 Array = npt.NDArray[Any]
 
 OPSET = 17
@@ -49,10 +51,6 @@ LITE0_STAGES = (
     Stage(4, 2, 6),
     Stage(1, 1, 6),
 )
-
-
-class ConversionError(ValueError):
-    """The checkpoint is not the network expected. The message names the tensor."""
 
 
 def fold_batch_norm(weight: Array, scale: Array, offset: Array, mean: Array, variance: Array) -> tuple[Array, Array]:

@@ -46,12 +46,17 @@ class FetchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """An exact wheel: `name==version` in the package index, the SHA-256 of the file, and the package's licence."""
+    """An exact wheel: `name==version` in the package index, the SHA-256 of the file, and the package's licence.
+
+    `platform` picks one of a package's wheels where they differ by platform, as pip writes it; nothing of a wheel is
+    run, so it need not be this machine's.
+    """
 
     name: str
     version: str
     sha256: str
     licence: str
+    platform: str | None = None
 
     @property
     def requirement(self) -> str:
@@ -133,6 +138,8 @@ def _download(wheel: Wheel, target: Path) -> None:
     raw = tuple(int(part) for part in re.findall(r"\d+", pip_version)[:2]) >= RAW_PROGRESS_SINCE
     command = [sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--progress-bar", "raw" if raw else "off"]
+    if wheel.platform is not None:
+        command += ["--platform", wheel.platform]
     command += ["--dest", str(target), wheel.requirement]
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())

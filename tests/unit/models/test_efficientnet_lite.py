@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from models.zoo import efficientnet_lite
-from models.zoo.efficientnet_lite import BATCH_NORM_EPSILON, LITE0_STAGES, ConversionError, NetworkBuilder
+from models.zoo.efficientnet_lite import BATCH_NORM_EPSILON, LITE0_STAGES, NetworkBuilder
+from models.zoo.errors import ConversionError
 
 Array = npt.NDArray[Any]
 

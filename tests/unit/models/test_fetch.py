@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,16 @@ def test_a_verified_wheel_is_kept_and_read(index: Path, tmp_path: Path) -> None:
     (index / FILE).unlink()
     assert fetch(wheel, cache) == path
     assert [file.name for file in cache.iterdir()] == [FILE]
+
+
+def test_a_wheel_of_another_platform_is_fetched_when_asked_for(index: Path, tmp_path: Path) -> None:
+    """Nothing of it is run, so it may be one that could not be installed here."""
+    other = index / FILE.replace("-any", "-win_arm64")
+    (index / FILE).rename(other)
+    wheel = Wheel("onclock-probe", "1.0", sha256(other), "Apache-2.0", platform="win_arm64")
+    assert fetch(wheel, tmp_path / "cache") == tmp_path / "cache" / other.name
+    with pytest.raises(FetchError, match="pip ended with status"):
+        fetch(replace(wheel, platform=None), tmp_path / "empty")
 
 
 def test_a_changed_wheel_is_refused_and_leaves_nothing(index: Path, tmp_path: Path) -> None:
