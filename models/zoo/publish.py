@@ -21,13 +21,13 @@ class Entry:
     """A model as it lies in a repository.
 
     `config` is the text of `config.pbtxt`, or None where the server shall read everything from the model. `files` go
-    beside it, e.g. labels and the card; `version_files` into the version's directory:
+    beside it (labels, the card, `initial_state/...`); `version_files` into the version's directory:
     `model.onnx` and its external data.
     """
 
     name: str
     config: str | None
-    files: Mapping[str, str]
+    files: Mapping[str, str | bytes]
     version_files: Mapping[str, bytes]
 
 
@@ -39,10 +39,11 @@ def publish(entry: Entry, repository: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix=".publishing-", dir=repository) as scratch:
         fresh = Path(scratch) / "fresh"
         (fresh / VERSION).mkdir(parents=True)
-        for name, content in entry.version_files.items():
-            (fresh / VERSION / name).write_bytes(content)
-        for name, text in entry.files.items():
-            (fresh / name).write_text(text, encoding="utf-8")
+        for name, data in entry.version_files.items():
+            (fresh / VERSION / name).write_bytes(data)
+        for name, content in entry.files.items():
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            (fresh / name).write_bytes(content.encode() if isinstance(content, str) else content)
         if entry.config is not None:
             (fresh / "config.pbtxt").write_text(entry.config, encoding="utf-8")
         if target.exists():

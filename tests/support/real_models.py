@@ -7,7 +7,9 @@ that are wrong. Nothing here needs the network twice: packages are kept by `mode
 
 from __future__ import annotations
 
+import io
 import shutil
+import wave
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,14 @@ import numpy.typing as npt
 from models.zoo.fetch import Wheel, fetch, read_member
 from models.zoo.publish import Entry, publish
 from models.zoo.recipes import MAGIKA, MINILM, MNIST, SILERO_VAD, efficientnet_lite0
+
+# Only for the recording in it.
+SPEECH = Wheel(
+    name="useful-moonshine-onnx",
+    version="20251121",
+    sha256="b4189b0d7dc8064d567fd0b5d5ce78634be290b0a3a3274ab80ad11c46d531a2",
+    licence="MIT",
+)
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -116,6 +126,15 @@ def _silero_feeds() -> tuple[Feeds, ...]:
         }
         for rows in (1, 1, 3)
     )
+
+
+def recording() -> npt.NDArray[np.float32]:
+    """Ten seconds of speech (Beckett, read aloud): 16 kHz, mono, -1 to 1. Raises `FetchError`."""
+    data = read_member(fetch(SPEECH), "moonshine_onnx/assets/beckett.wav")
+    with wave.open(io.BytesIO(data)) as wav:
+        assert (wav.getframerate(), wav.getnchannels(), wav.getsampwidth()) == (SILERO_RATE_HZ, 1, 2)
+        samples = np.frombuffer(wav.readframes(wav.getnframes()), "<i2")
+    return (samples / np.float32(32768)).astype(np.float32)
 
 
 # Handwriting: the ONNX model zoo's MNIST network, a batch fixed to one, weights listed as inputs

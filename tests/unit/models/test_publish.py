@@ -41,11 +41,16 @@ def test_publishing_again_replaces_the_entry(tmp_path: Path) -> None:
 def test_a_failed_publication_leaves_the_former_entry(tmp_path: Path) -> None:
     """A file that cannot be written stops before the swap."""
     publish(entry(b"1"), tmp_path)
-    broken = Entry("m", "", {"no/such/directory.txt": ""}, {"model.onnx": b"2"})
-    with pytest.raises(FileNotFoundError):
+    broken = Entry("m", "", {"1/model.onnx/within-a-file.txt": ""}, {"model.onnx": b"2"})
+    with pytest.raises(OSError, match="within-a-file|File exists|Not a directory"):
         publish(broken, tmp_path)
     assert files(tmp_path)["m/1/model.onnx"] == b"1"
     assert [d.name for d in tmp_path.iterdir()] == ["m"]
+
+
+def test_files_may_lie_in_directories_and_be_no_text(tmp_path: Path) -> None:
+    publish(Entry("m", "", {"initial_state/zero.bin": b"\xff\x00"}, {"model.onnx": b"1"}), tmp_path)
+    assert files(tmp_path)["m/initial_state/zero.bin"] == b"\xff\x00"
 
 
 def test_a_configuration_may_be_left_out(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_entries_have_a_card_and_a_configuration(name: str) -> None:
     assert all(entry.name.startswith(name) for entry in entries)
     for entry in entries:
         card = entry.files["README.md"]
+        assert isinstance(card, str)
         assert card.startswith(f"# {entry.name}\n")
         assert RECIPES[name].wheels[0].requirement in card
         assert RECIPES[name].wheels[0].sha256 in card
