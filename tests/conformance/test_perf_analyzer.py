@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     repository = tmp_path_factory.mktemp("repository")
     write_model(repository, "mlp", onnx_models.mlp(), config=BATCHED)
     write_model(repository, "words", onnx_models.string_upper())
+    write_model(repository, "probe", onnx_models.sequence_probe(), config=onnx_models.PROBE_CONFIG)
     write_model(repository, "picture", onnx_models.image_identity())
     with running_server(repository, "--metrics-port", "0", "--allow-client-shm", "true") as running:
         yield running
@@ -84,6 +86,25 @@ def test_system_shared_memory(server: RunningServer, tmp_path: Path) -> None:
     (line,) = perf_analyzer(server.address, "picture", tmp_path, [*arguments, "--concurrency-range", "2"])
     consistent(line)
     assert not Client(server.channel()).call("SystemSharedMemoryStatus").regions
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        ["--concurrency-range", "4"],
+        ["--async", "--concurrency-range", "4"],
+        ["--streaming", "--async", "--concurrency-range", "4"],
+        ["--request-rate-range", "200", "--num-of-sequences", "6"],
+    ],
+    ids=["sync", "async", "streaming", "rate"],
+)
+def test_sequences(mode: list[str], server: RunningServer, tmp_path: Path) -> None:
+    """A stateful model: sequences of about ten requests, several at a time, with ids from a range of its own."""
+    inputs = tmp_path / "inputs.json"
+    inputs.write_text(json.dumps({"data": [{"x": [1.0, 2.0], "pick": [3]}]}))
+    arguments = ["--sequence-length", "10", "--sequence-id-range", "1000:5000", "--input-data", str(inputs)]
+    (line,) = perf_analyzer(server.address, "probe", tmp_path, [*arguments, *mode])
+    consistent(line)
 
 
 def test_text(server: RunningServer, tmp_path: Path) -> None:

@@ -75,6 +75,8 @@ def write_repository(directory: Path) -> None:
     write_model(directory, "slow", onnx_models.slow_for(200), config="max_batch_size: 8\n")
     ranked = "max_batch_size: 1\ndynamic_batching { priority_levels: 2 default_priority_level: 2 }\n"
     write_model(directory, "ranked", onnx_models.slow_for(50), config=ranked)
+    write_model(directory, "probe", onnx_models.sequence_probe(), config=onnx_models.PROBE_CONFIG)
+    write_model(directory, "named", onnx_models.named_sequences(), config=onnx_models.NAMED_CONFIG)
     (directory / "broken" / "1").mkdir(parents=True)
     (directory / "broken" / "1" / "model.onnx").write_bytes(b"this is no model")
 
@@ -89,9 +91,12 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
         repository = tmp_path_factory.mktemp("repository")
         write_repository(repository)
         traces = tmp_path_factory.mktemp("traces") / "trace.json"
-        with running_server(repository, "--trace-file", str(traces), "--allow-client-shm", "true") as server:
+        with (
+            running_server(repository, "--trace-file", str(traces), "--allow-client-shm", "true") as server,
+            running_server(repository, "--model-control-mode", "explicit") as explicit,
+        ):
             done = subprocess.run(
-                [str(python), str(SCRIPT), server.address, str(traces)],
+                [str(python), str(SCRIPT), server.address, str(traces), explicit.address, str(repository)],
                 capture_output=True,
                 text=True,
                 timeout=SCRIPT_TIMEOUT_S,

@@ -1,6 +1,8 @@
 """What users of the published Python client do, done with that client: run in an environment of its own.
 
-    python tritonclient_script.py HOST:PORT TRACE_FILE
+    python tritonclient_script.py HOST:PORT TRACE_FILE EXPLICIT_HOST:PORT REPOSITORY
+
+The second server has the same repository and loads models when it is told to.
 
 Every `check_*` function is one check; for each one JSON line is printed, with the traceback when it failed. The models
 it expects are written by `test_tritonclient.py`. Nothing here imports from the project: only what a user has.
@@ -34,6 +36,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 URL = sys.argv[1]
 TRACE_FILE = Path(sys.argv[2])
+EXPLICIT_URL = sys.argv[3]
 PID = os.getpid()
 # No check waits longer than this for anything.
 WAIT_S = 20.0
@@ -700,6 +703,113 @@ async def check_aio_stream(_client: triton.InferenceServerClient) -> None:
             assert np.array_equal(result.as_numpy("y"), np.full((1, 4), 2 * number, np.float32))
             number += 1
         assert number == 5
+
+
+# Sequences
+
+
+def sequence_sum(result: triton.InferResult) -> float:
+    return float(result.as_numpy("sum")[0, 0])
+
+
+def probe_inputs(value: float) -> list[triton.InferInput]:
+    return [tensor("x", np.full((1, 2), value, np.float32)), tensor("pick", np.array([[1]]))]
+
+
+def check_sequences(client: triton.InferenceServerClient) -> None:
+    assert "sequence" in client.get_server_metadata().extensions
+    for number in range(4):
+        flags = {"sequence_start": number == 0, "sequence_end": number == 3}
+        for identity, value in ((1001, 1.0), (1002, 10.0)):
+            answer = client.infer("probe", probe_inputs(value), sequence_id=identity, **flags)
+            assert sequence_sum(answer) == value * (number + 1)
+            assert int(answer.as_numpy("was_who")[0, 0]) == identity
+            assert bool(answer.as_numpy("was_ready")[0, 0])
+            assert int(answer.as_numpy("was_last")[0, 0]) == (number == 3)
+    start = "must specify the START flag on the first request of the sequence"
+    refused("INVALID_ARGUMENT", start, lambda: client.infer("probe", probe_inputs(1), sequence_id=1001))
+    no_id = "must specify a non-zero or non-empty correlation ID"
+    refused("INVALID_ARGUMENT", no_id, lambda: client.infer("probe", probe_inputs(1), sequence_start=True))
+
+
+def check_sequences_named_by_text(client: triton.InferenceServerClient) -> None:
+    x = np.zeros((1, 1), np.float32)
+    answer = client.infer("named", [tensor("x", x)], sequence_id="call \u00fc", sequence_start=True, sequence_end=True)
+    assert answer.as_numpy("who")[0, 0].decode() == "call \u00fc"
+
+
+def check_a_sequence_on_a_stream(_client: triton.InferenceServerClient) -> None:
+    stream = Stream()
+    for number in range(30):
+        stream.client.async_stream_infer(
+            "probe",
+            probe_inputs(1),
+            request_id=str(number),
+            sequence_id=1003,
+            sequence_start=number == 0,
+            sequence_end=number == 29,
+        )
+    for number in range(30):
+        result, error = stream.next()
+        assert error is None, error
+        assert result.get_response().id == str(number)
+        assert sequence_sum(result) == number + 1
+    stream.close()
+
+
+async def check_aio_sequences(_client: triton.InferenceServerClient) -> None:
+    def inputs() -> list[Any]:
+        made = []
+        for name, array in (("x", np.ones((1, 2), np.float32)), ("pick", np.array([[1]]))):
+            given = triton_aio.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+            given.set_data_from_numpy(array)
+            made.append(given)
+        return made
+
+    async with triton_aio.InferenceServerClient(URL) as client:
+
+        async def talk(identity: int) -> None:
+            for number in range(10):
+                flags = {"sequence_start": number == 0, "sequence_end": number == 9}
+                answer = await client.infer("probe", inputs(), sequence_id=identity, **flags)
+                assert float(answer.as_numpy("sum")[0, 0]) == number + 1
+
+        await asyncio.gather(*(talk(2000 + number) for number in range(20)))
+
+
+# Models that come and go
+
+
+def check_load_and_unload(_client: triton.InferenceServerClient) -> None:
+    with triton.InferenceServerClient(EXPLICIT_URL) as client:
+        assert not client.is_model_ready("double")
+        client.load_model("double")
+        assert client.is_model_ready("double")
+        client.load_model("double", config='{"max_batch_size": 4}')
+        assert client.get_model_config("double").config.max_batch_size == 4
+        client.unload_model("double")
+        assert not client.is_model_ready("double")
+        refused("UNAVAILABLE", "is not at ready state", lambda: client.infer("double", [tensor("x", rows(1))]))
+        refused("INVALID_ARGUMENT", "nobody", lambda: client.load_model("nobody"))
+
+
+def check_load_with_files(client: triton.InferenceServerClient) -> None:
+    """A model that is not in the repository, sent along."""
+    with triton.InferenceServerClient(EXPLICIT_URL) as explicit:
+        model = (Path(sys.argv[4]) / "double" / "1" / "model.onnx").read_bytes()
+        explicit.load_model("sent", config="{}", files={"file:7/model.onnx": model})
+        assert explicit.is_model_ready("sent", "7")
+        x = rows(2)
+        assert np.array_equal(explicit.infer("sent", [tensor("x", x)]).as_numpy("y"), 2 * x)
+        explicit.unload_model("sent")
+
+
+async def check_aio_load_and_unload(_client: triton.InferenceServerClient) -> None:
+    async with triton_aio.InferenceServerClient(EXPLICIT_URL) as client:
+        await client.load_model("double")
+        assert await client.is_model_ready("double")
+        await client.unload_model("double")
+        assert not await client.is_model_ready("double")
 
 
 def main() -> int:

@@ -39,10 +39,6 @@ sequence_batching {
   state { input_name: "past" output_name: "present" dims: [ -1, 4 ] initial_state { dims: [ 0, 4 ] zero_data: true } }
 }
 """
-NAMED_CONFIG = """
-max_batch_size: 8
-sequence_batching { control_input { name: "words" control { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_STRING } } }
-"""
 START = np.arange(8, dtype=np.float32)
 
 
@@ -57,15 +53,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (recurrent / "initial_state").mkdir()
     (recurrent / "initial_state" / "start.bin").write_bytes(START.tobytes())
     write_model(root, "growing", onnx_models.growing_cache(), config=GROWING_CONFIG)
-    write_model(root, "named", onnx_models.make_model(
-        "named",
-        [
-            onnx_models.helper.make_node("Identity", ["words"], ["who"]),
-            onnx_models.helper.make_node("Identity", ["x"], ["y"]),
-        ],
-        [onnx_models.value("x", "FP32", ["N", 1]), onnx_models.value("words", "BYTES", ["N", 1])],
-        [onnx_models.value("y", "FP32", ["N", 1]), onnx_models.value("who", "BYTES", ["N", 1])],
-    ), config=NAMED_CONFIG)  # fmt: skip
+    write_model(root, "named", onnx_models.named_sequences(), config=onnx_models.NAMED_CONFIG)
     return root
 
 

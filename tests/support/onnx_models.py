@@ -404,6 +404,22 @@ sequence_batching {
 """
 
 
+def named_sequences() -> onnx.ModelProto:
+    """`x` FP32 [N, 1], `words` BYTES [N, 1] (the correlation id) -> `y` = x, `who` = words."""
+    return make_model(
+        "named_sequences",
+        [helper.make_node("Identity", ["words"], ["who"]), helper.make_node("Identity", ["x"], ["y"])],
+        [value("x", "FP32", ["N", 1]), value("words", "BYTES", ["N", 1])],
+        [value("y", "FP32", ["N", 1]), value("who", "BYTES", ["N", 1])],
+    )
+
+
+NAMED_CONFIG = """
+max_batch_size: 8
+sequence_batching { control_input { name: "words" control { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_STRING } } }
+"""
+
+
 def growing_cache(columns: int = 4) -> onnx.ModelProto:
     """`past` FP32 [N, L, columns] (L = 0 at first), `x` FP32 [N, 1, columns] -> `present` FP32 [N, L + 1, columns]."""
     return make_model(
