@@ -412,6 +412,13 @@ class Model:
         """Whether no request waits or runs."""
         return self._runtime.idle(self.queue)
 
+    def replaces(self, before: Model) -> None:
+        """Requests that went to `before` come here from now on."""
+
+    def finished(self) -> bool:
+        """Whether there is nothing left to do for a model that serves no more."""
+        return self.idle()
+
     def close(self, error: ServiceError | None = None) -> None:
         """Accept nothing new and answer what is queued with `error` (unset: the model unloads); running batches
         finish."""

@@ -4,6 +4,9 @@ A step takes the way of any request through `Model`, with two differences: it en
 it is done, and it carries the controls and the states of its sequence as further inputs. Rows of different sequences
 share batches like any others. Which step may run is decided by `service.scheduler.sequences`; how states are cut out of
 a batch, by `service.engine.states`.
+
+When a version of the model is replaced, sequences that are live go on where they began: the new one passes their steps
+to the one before it, which goes when it has none left.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ class SequenceModel(Model):
     """One loaded version of a stateful model. `initial` is what its states begin with."""
 
     stateful = True
+    # Whether another model has taken its place, and passes it the steps of its sequences.
+    replaced = False
 
     def __init__(
         self,
@@ -58,6 +63,8 @@ class SequenceModel(Model):
         # Guards the table and the states of its sequences; never held while a request is queued or answered.
         self._steps = threading.Lock()
         self._expired = 0
+        # The model that this one has replaced, while it has live sequences.
+        self._before: SequenceModel | None = None
         self._launching = threading.local()
 
     def submit(self, request: InferenceRequest) -> None:
@@ -65,13 +72,17 @@ class SequenceModel(Model):
         not."""
         flags = request.sequence
         assert flags is not None
+        before = self._before if not flags.start and not self._goes_on(flags.identity) else None
+        if before is not None and before.continues(flags.identity):
+            before.submit(request)
+            return
         step: _Step = Step(flags.start, flags.end, request)
         with self._steps:
             verdict, sequence = self._table.arrive(flags.identity, step, request.arrival_ns)
             if verdict is Verdict.TOO_MANY and self._expire(request.arrival_ns):
                 verdict, sequence = self._table.arrive(flags.identity, step, request.arrival_ns)
             if sequence is not None:
-                request.step = (sequence, step)
+                request.step = (self, sequence, step)
         if verdict is Verdict.RUN:
             assert sequence is not None
             self._launch(sequence, step)
@@ -83,7 +94,9 @@ class SequenceModel(Model):
         runs is dropped when done, and its sequence goes on."""
         if request.step is None:
             return False
-        sequence, step = cast("tuple[_Live, _Step]", request.step)
+        owner, sequence, step = cast("tuple[SequenceModel, _Live, _Step]", request.step)
+        if owner is not self:
+            return owner.cancel(request)
         with self._steps:
             gone = self._table.withdraw(sequence, step)
         if gone:
@@ -108,6 +121,31 @@ class SequenceModel(Model):
         self._expired += gone
         return gone
 
+    def replaces(self, before: Model) -> None:
+        """Requests that went to `before` come here from now on. Its sequences go on there, if steps look the same."""
+        ends = (before.config.inputs, before.config.outputs)
+        if isinstance(before, SequenceModel) and ends == (self.config.inputs, self.config.outputs):
+            self._before = before
+            before.replaced = True
+
+    def continues(self, identity: int | str) -> bool:
+        """Whether a sequence is live here, or in what this one has replaced."""
+        before = self._before
+        return self._goes_on(identity) or (before is not None and before.continues(identity))
+
+    def _goes_on(self, identity: int | str) -> bool:
+        with self._steps:
+            return self._table.open(identity)
+
+    def finished(self) -> bool:
+        """See `Model.finished`: once replaced, when its last sequence is over."""
+        before = self._before
+        if before is not None and not before.finished():
+            return False
+        if self.replaced:
+            self.expire(now_ns())
+        return self.idle() and not (self.replaced and len(self._table))
+
     def state(self) -> ModelState:
         """What the model is like right now, for a scrape."""
         with self._steps:
@@ -124,6 +162,7 @@ class SequenceModel(Model):
         """See `Model.close`. Sequences are over; what they held is answered."""
         with self._steps:
             held = self._table.clear()
+        self._before = None
         super().close(error)
         for step in held:
             unloading = Draining(f"model '{self.name}' version {self.version} is unloading", NS_PER_MS)

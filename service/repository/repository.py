@@ -335,6 +335,8 @@ class ModelRepository:
             log.error("model failed to load", extra={"model": files.name, "version": number, "reason": reason})
             raise ModelLoadError(reason) from error
         entry.digest = made_of
+        if beside is not None:
+            loaded.model.replaces(beside)
         self._publish(entry, loaded)
         self._registry.record_load(files.name, succeeded=True)
         seconds = round((now_ns() - start_ns) / NS_PER_S, 3)

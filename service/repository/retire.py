@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 LINGER_S = 0.5
 # Requests without a deadline may wait behind others for long; then they are answered as refused.
 PATIENCE_S = 30.0
+# Sequences that began before a stateful model was replaced end there, or begin anew after so long: two models in memory
+# are the price of the first.
+SEQUENCE_PATIENCE_S = 600.0
 _POLL_S = 0.02
 
 
@@ -28,11 +31,11 @@ def retire(model: Model, registry: MetricsRegistry, done: Callable[[], None] = l
     def work() -> None:
         pause = threading.Event()
         pause.wait(LINGER_S)
-        end_ns = now_ns() + int(PATIENCE_S * NS_PER_S)
+        end_ns = now_ns() + int((SEQUENCE_PATIENCE_S if model.stateful else PATIENCE_S) * NS_PER_S)
         # Seen twice: a request may be on its way from the handler into the queue.
         idle = False
         while now_ns() < end_ns:
-            before, idle = idle, model.idle()
+            before, idle = idle, model.finished()
             if before and idle:
                 break
             pause.wait(_POLL_S)
@@ -41,6 +44,7 @@ def retire(model: Model, registry: MetricsRegistry, done: Callable[[], None] = l
             log.warning("requests of a model that goes are refused", extra=who)
         model.close()
         # A batch may be running; its instance is needed until it ends.
+        end_ns = now_ns() + int(PATIENCE_S * NS_PER_S)
         while not model.idle() and now_ns() < end_ns:
             pause.wait(_POLL_S)
         registry.remove(model.metrics)

@@ -89,6 +89,11 @@ class SequenceTable(Generic[T]):
     def __len__(self) -> int:
         return len(self._live)
 
+    def open(self, key: Hashable) -> bool:
+        """Whether a step of this sequence that is no start would be taken in."""
+        sequence = self._live.get(key)
+        return sequence is not None and sequence.open
+
     def live(self) -> list[LiveSequence[T]]:
         """The live sequences, the least recently used first."""
         return list(self._live.values())

@@ -337,3 +337,43 @@ def test_memory_is_flat_over_ten_thousand_sequences(server: RunningServer) -> No
     grown = resident() - before
     stream.done()
     assert grown < 4 << 20, f"{grown / 2**20:.1f} MiB more after 10,000 sequences"
+
+
+def test_a_stateful_model_is_replaced_while_its_sequences_go_on(tmp_path: Path) -> None:
+    """Twenty sequences in steps all the while, each begun on one of ten models: none fails, each is added up by the
+    model that it began with, and those that are replaced go when their sequences have ended."""
+    write_model(tmp_path, "probe", onnx_models.sequence_probe(1), config=PROBE_CONFIG)
+    failures: list[BaseException] = []
+    factors: set[int] = set()
+    over = threading.Event()
+
+    def talk(server: RunningServer, number: int) -> None:
+        try:
+            client = Client(server.channel())
+            while not over.is_set():
+                factor = round(total(client.infer(step(number, 1, True))))
+                factors.add(factor)
+                for at in range(2, 60):
+                    assert total(client.infer(step(number, 1, end=at == 59))) == factor * at
+        except BaseException as error:  # noqa: BLE001 - reported by the test's own thread
+            failures.append(error)
+
+    flags = ("--model-control-mode", "explicit", "--load-model", "*", "--metrics-port", "0")
+    with running_server(tmp_path, *flags) as server:
+        threads = [threading.Thread(target=talk, args=(server, number)) for number in range(1, 21)]
+        for thread in threads:
+            thread.start()
+        control = Client(server.channel())
+        for factor in range(2, 11):
+            write_model(tmp_path, "probe", onnx_models.sequence_probe(factor), config=PROBE_CONFIG)
+            control.call("RepositoryModelLoad", model_name="probe")
+        wait_for(lambda: 10 in factors or bool(failures), "the last model serves")
+        over.set()
+        for thread in threads:
+            thread.join(60)
+        assert not failures, failures[0]
+        # Each had ended its sequences before it went.
+        wait_for(lambda: metric(server, "onclock_sequences{") == 0, "every sequence has ended")
+        assert metric(server, "onclock_failures_total") == 0
+        assert metric(server, "onclock_refusals_total") == 0
+    assert len(factors) > 3

@@ -359,18 +359,19 @@ def recurrent(columns: int = 4) -> onnx.ModelProto:
     )
 
 
-def sequence_probe() -> onnx.ModelProto:
+def sequence_probe(factor: float = 1.0) -> onnx.ModelProto:
     """A model with a state and every control: it tells what it is told.
 
     `x` FP32 [N, 2], `pick` INT64 [N, 1], `first` FP32 [N, 1], `ready` BOOL [N, 1], `last` INT32 [N, 1], `who` UINT64
-    [N, 1], `total` FP32 [N, 2] -> `sum` = `total_out` = total + x, `was_first`, `was_ready`, `was_last`, `was_who`,
-    `picked` FP32 [N, 1]. A `pick` outside 0 to 7 fails the whole batch.
+    [N, 1], `total` FP32 [N, 2] -> `sum` = `total_out` = total + factor * x, `was_first`, `was_ready`, `was_last`,
+    `was_who`, `picked` FP32 [N, 1]. A `pick` outside 0 to 7 fails the whole batch.
     """
     echoes = (("first", "FP32"), ("ready", "BOOL"), ("last", "INT32"), ("who", "UINT64"))
     return make_model(
         "sequence_probe",
         [
-            helper.make_node("Add", ["total", "x"], ["sum"]),
+            helper.make_node("Mul", ["x", "factor"], ["scaled"]),
+            helper.make_node("Add", ["total", "scaled"], ["sum"]),
             helper.make_node("Identity", ["sum"], ["total_out"]),
             helper.make_node("Gather", ["table", "pick"], ["picked"]),
             *(helper.make_node("Identity", [name], [f"was_{name}"]) for name, _ in echoes),
@@ -387,7 +388,7 @@ def sequence_probe() -> onnx.ModelProto:
             value("picked", "FP32", ["N", 1]),
             *(value(f"was_{name}", datatype, ["N", 1]) for name, datatype in echoes),
         ],
-        {"table": np.arange(8, dtype=np.float32)},
+        {"table": np.arange(8, dtype=np.float32), "factor": np.array(factor, np.float32)},
     )
 
 

@@ -316,3 +316,42 @@ def test_what_runs_when_the_model_unloads_is_answered(sequences: Any) -> None:
     served.answers.wait(2)
     assert served.sum_of(running) == 1
     assert isinstance(served.answers.error_of(held), Draining)
+
+
+def test_sequences_go_on_where_they_began_when_the_model_is_replaced(sequences: Any) -> None:
+    """New ones begin with the new model, also under a known id; when the last is over, the old model may go."""
+    old, new = sequences(), sequences()
+    new.puppet._healthy = lambda arrays: {**summed(arrays), "y": -summed(arrays)["y"]}
+    old.start()
+    new.start()
+    old.step(1, 1, start=True)
+    old.step(2, 1, start=True)
+    old.answers.wait(2)
+    new.model.replaces(old.model)
+    assert not old.model.finished()
+    onward = new.step(1, 2)
+    begun, anew = new.step(3, 5, start=True), new.step(2, 7, start=True)
+    after, last = new.step(2, 1), new.step(1, 1, end=True)
+    new.answers.wait(5)
+    assert new.sum_of(onward) == 3
+    assert [new.sum_of(r) for r in (begun, anew, after)] == [-5, -7, -8]
+    assert new.sum_of(last) == 4
+    assert old.stateful.state().sequences == 1, "the one that began anew elsewhere"
+    assert not new.model.continues(1)
+    old.model.expire(now_ns() + 2 * NS_PER_S)
+    old.settle()
+    assert old.model.finished()
+    old.model.close()
+    assert new.model.continues(3)
+    assert not new.model.continues(1)
+
+
+def test_a_step_that_went_to_the_old_model_is_cancelled_there(sequences: Any) -> None:
+    old, new = sequences(), sequences()
+    new.start()
+    old.step(1, 1, start=True)
+    new.model.replaces(old.model)
+    held, behind = new.step(1, 2), new.step(1, 3)
+    assert new.model.cancel(held)
+    new.answers.wait(1)
+    assert isinstance(new.answers.error_of(behind), SequenceAborted)
