@@ -121,7 +121,7 @@ SUPPORT: Mapping[str, Support] = MappingProxyType(
         "dynamic_batching.default_queue_policy.allow_timeout_override": _yes("A request may state a shorter wait."),
         "dynamic_batching.default_queue_policy.max_queue_size": _yes("The most requests that wait. 0: no own bound."),
         "dynamic_batching.priority_queue_policy": _yes("The same bounds for single priority levels."),
-        "sequence_batching": _yes("The model is stateful: see sequences.md. Batched models get one row per request."),
+        "sequence_batching": _yes("The model is stateful: see [sequences.md](sequences.md). One row per request."),
         "sequence_batching.max_sequence_idle_microseconds": _yes(
             "A sequence that was silent for so long is over, and its state is dropped. 0 or unset: a second."
         ),
