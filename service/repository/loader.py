@@ -21,7 +21,7 @@ from service.engine.options import plan_session
 from service.engine.pool import Instance, SessionPool
 from service.engine.profile import model_digest, profile, profile_key
 from service.engine.runtime import Runtime
-from service.engine.states import initial_states
+from service.engine.states import StepTensors
 from service.engine.warmup import LatencySample, Measured, Sample, coarse, first_run, run_configured, samples, warm
 from service.errors import DeviceFailed, ModelLoadError, ServiceError
 from service.metrics import ModelMetrics
@@ -172,8 +172,8 @@ class Loader:
         if config.sequences is None:
             model = Model(config, version, policy, latency, pools, self._runtime, metrics)
         else:
-            initial = initial_states(config.sequences, directory)
-            model = SequenceModel(config, version, policy, latency, pools, self._runtime, metrics, initial)
+            tensors = StepTensors(config, directory)
+            model = SequenceModel(config, version, policy, latency, pools, self._runtime, metrics, tensors)
         metrics.state = model.state
         model.tracer = self._tracer
         return model
