@@ -22,7 +22,7 @@ from service.config.model import ModelConfig
 from service.engine.pool import SessionPool
 from service.engine.runtime import Runtime
 from service.engine.states import Shapes, States, StepTensors
-from service.errors import Draining, InvalidRequest, QueueFull, SequenceAborted, ServiceError
+from service.errors import InvalidRequest, QueueFull, SequenceAborted, ServiceError
 from service.metrics import ModelMetrics, ModelState
 from service.model import MAX_SHAPE_CLASSES, Model, with_model
 from service.request import BatchOutput, InferenceRequest, Responder, SequenceFlags, ShapeClass
@@ -169,8 +169,7 @@ class SequenceModel(Model):
         self._before = None
         super().close(error)
         for step in held:
-            unloading = Draining(f"model '{self.name}' version {self.version} is unloading", NS_PER_MS)
-            self._fail(step.request, error or unloading)
+            self._fail(step.request, error or self._unloading())
 
     # ---------------------------------------------------------------- steps
 

@@ -14,13 +14,10 @@ from typing import Any
 import numpy as np
 
 from service.config.model import ModelConfig
-from service.config.sequences import Control, ControlKind, SequenceBatching
+from service.config.sequences import INITIAL_DIRECTORY, Control, ControlKind, SequenceBatching
 from service.errors import ExecutionFailed, InvalidRequest, ModelLoadError
 from service.request import BatchOutput, InputData
 from service.tensor import DataType, TensorSpec, element_count
-
-# The directory of a model that holds what sequences begin with.
-INITIAL_DIRECTORY = "initial_state"
 
 # A correlation id as a client gives it.
 CorrelationId = int | str
