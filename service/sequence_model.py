@@ -103,6 +103,7 @@ class SequenceModel(Model):
         with self._steps:
             gone = self._table.withdraw(sequence, step)
         if gone:
+            request.step = None
             request.answered = True
             self._record_cancelled(request)
             self._drop(gone[1:], sequence)
@@ -191,17 +192,22 @@ class SequenceModel(Model):
         request = step.request
         flags = request.sequence
         assert flags is not None
-        request.responder = _StepResponder(self, sequence, step, request.responder)
+        responder = request.responder = _StepResponder(self, sequence, request.responder)
         states = self._tensors.initial if step.start else cast("States", sequence.state)
         try:
             shapes, data = self._tensors.before(flags.identity, step.start, step.end, states)
         except InvalidRequest as error:
             self._fail(request, InvalidRequest(f"model '{self.name}': {error}"))
             return
-        request.inputs = [*request.inputs, *data]
-        request.shape = self._whole_shape(request.shape, shapes)
-        request.cost = request.shape.cost
-        self._enqueue(request, now_ns())
+        try:
+            request.inputs = [*request.inputs, *data]
+            request.shape = self._whole_shape(request.shape, shapes)
+            request.cost = request.shape.cost
+            self._enqueue(request, now_ns())
+        except BaseException:
+            # Whoever answers this, the sequence must not wait for it.
+            responder.withdrawn()
+            raise
 
     def _whole_shape(self, given: ShapeClass, added: Shapes) -> ShapeClass:
         whole = self._whole.get((given, added))
@@ -218,6 +224,8 @@ class SequenceModel(Model):
     def ended(self, sequence: _Live, states: States | None) -> Next[InferenceRequest]:
         """The running step is done and leaves `states`, or was not run (None): what follows, for `follow`."""
         with self._steps:
+            if sequence.running is not None:
+                sequence.running.request.step = None  # which refers back to the request
             if states is not None:
                 sequence.state = states
             return self._table.finished(sequence, states is not None, now_ns())
@@ -230,6 +238,7 @@ class SequenceModel(Model):
 
     def _drop(self, steps: Sequence[_Step], sequence: _Live) -> None:
         for step in steps:
+            step.request.step = None
             error = SequenceAborted(
                 f"sequence {sequence.key!r} of model '{self.name}': the step before this one was not run; "
                 "go on from that one, or start the sequence anew"
@@ -258,12 +267,11 @@ class SequenceModel(Model):
 class _StepResponder:
     """Stands between the model and who answers a step: keeps the states and lets the next step go."""
 
-    __slots__ = ("_done", "_inner", "_model", "_sequence", "_step")
+    __slots__ = ("_done", "_inner", "_model", "_sequence")
 
-    def __init__(self, model: SequenceModel, sequence: _Live, step: _Step, inner: Responder) -> None:
+    def __init__(self, model: SequenceModel, sequence: _Live, inner: Responder) -> None:
         self._model = model
         self._sequence = sequence
-        self._step = step
         self._inner = inner
         self._done = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -355,3 +356,44 @@ def test_a_step_that_went_to_the_old_model_is_cancelled_there(sequences: Any) ->
     assert new.model.cancel(held)
     new.answers.wait(1)
     assert isinstance(new.answers.error_of(behind), SequenceAborted)
+
+
+def test_what_goes_wrong_while_a_step_is_queued_does_not_hold_its_sequence(
+    sequences: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug there is the boundary's to answer; the next step runs."""
+    served = sequences()
+    served.start()
+    served.step(7, 1, start=True)
+    served.answers.wait(1)
+    enqueue = served.runtime.enqueue
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(served.runtime, "enqueue", fails)
+    with pytest.raises(RuntimeError):
+        served.step(7, 1)
+    monkeypatch.setattr(served.runtime, "enqueue", enqueue)
+    again = served.step(7, 2)
+    served.answers.wait(2)
+    assert served.sum_of(again) == 3
+
+
+def test_a_step_leaves_no_cycle_behind(sequences: Any) -> None:
+    """Ten thousand steps a second must not wait for the garbage collector."""
+    served = sequences()
+    served.start()
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(50):
+            served.step(7, 1, start=number == 0, end=number == 49)
+            served.answers.wait(1)
+            served.answers.outputs.clear()
+        served.settle()
+        left = sum(isinstance(thing, InferenceRequest) for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    # The worker keeps its last batch until the next.
+    assert left <= 2
