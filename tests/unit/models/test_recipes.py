@@ -12,10 +12,12 @@ import onnxruntime as ort
 import pytest
 from google.protobuf import text_format
 
-from models.zoo import bergamot, recipes, silero_vad
+from models.zoo import bergamot, silero_vad
 from models.zoo.fetch import FetchError
 from models.zoo.publish import Entry, publish
-from models.zoo.recipes import RECIPES, RECORDED_TRANSLATIONS, RecipeError
+from models.zoo.recipes import RECIPES, RECORDED_TRANSLATIONS, RecipeError, Translation
+from models.zoo.recipes import bergamot as bergamot_recipe
+from models.zoo.recipes import silero_vad as silero
 from service.pb import model_config_pb2
 from tests.support.corpus import open_session
 
@@ -51,8 +53,8 @@ def test_entries_have_a_card_and_a_configuration(name: str) -> None:
         card = entry.files["README.md"]
         assert isinstance(card, str)
         assert card.startswith(f"# {entry.name}\n")
-        assert RECIPES[name].wheels[0].requirement in card
-        assert RECIPES[name].wheels[0].sha256 in card
+        assert RECIPES[name].packages[0].requirement in card
+        assert RECIPES[name].packages[0].sha256 in card
         assert entry.config is not None
         config = text_format.Parse(entry.config, model_config_pb2.ModelConfig())
         assert config.name == entry.name
@@ -149,11 +151,11 @@ def test_a_model_that_answers_otherwise_is_not_published(monkeypatch: pytest.Mon
     """The recorded answers are compared, not only computed."""
     made("silero-vad")
     made("bergamot-enpt")
-    monkeypatch.setattr(recipes, "RECORDED_SPEECH", tuple(1 - value for value in recipes.RECORDED_SPEECH))
+    monkeypatch.setattr(silero, "RECORDED_SPEECH", tuple(1 - value for value in silero.RECORDED_SPEECH))
     with pytest.raises(RecipeError, match="silero-vad: probabilities differ"):
         RECIPES["silero-vad"].make()
-    other = recipes.Translation("text", RECORDED_TRANSLATIONS[0].ids, "texto", (1,))
-    monkeypatch.setattr(recipes, "RECORDED_TRANSLATIONS", (other,))
+    other = Translation("text", RECORDED_TRANSLATIONS[0].ids, "texto", (1,))
+    monkeypatch.setattr(bergamot_recipe, "RECORDED_TRANSLATIONS", (other,))
     with pytest.raises(RecipeError, match="bergamot-enpt: 'text' becomes the tokens"):
         RECIPES["bergamot-enpt"].make()
 
