@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from models.zoo.recipe import Recipe, RecipeError
-from models.zoo.recipes import bergamot, efficientnet_lite, minilm, mnist, silero_vad
+from models.zoo.recipes import bergamot, efficientnet_lite, minilm, mnist, mobilenet_v2, silero_vad, u2netp
 from models.zoo.recipes.bergamot import RECORDED_TRANSLATIONS, Translation
 from models.zoo.recipes.efficientnet_lite import efficientnet_lite0, imagenet_labels
 from models.zoo.recipes.minilm import MINILM
@@ -19,6 +19,8 @@ RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         efficientnet_lite.RECIPE,
+        mobilenet_v2.RECIPE,
+        u2netp.RECIPE,
         mnist.RECIPE,
         minilm.RECIPE,
         silero_vad.RECIPE,
