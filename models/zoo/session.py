@@ -48,8 +48,9 @@ def median_ms(session: Session, feeds: Feeds) -> float:
 
 def latency_row(session: Session, feeds: Feeds, what: str) -> str:
     """The line of a card that says how long `what` took where the model was made."""
-    taken_ms = median_ms(session, feeds)
-    return f"| Latency | {taken_ms:.2g} ms for {what} on one core of the machine it was made on ({_cpu()}) |"
+    # Two digits are what a second measurement agrees in, at best.
+    taken_ms = float(f"{median_ms(session, feeds):.2g}")
+    return f"| Latency | {taken_ms:g} ms for {what} on one core of the machine it was made on ({_cpu()}) |"
 
 
 def _cpu() -> str:

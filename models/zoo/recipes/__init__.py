@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from models.zoo.recipe import Recipe, RecipeError
-from models.zoo.recipes import bergamot, efficientnet_lite, minilm, mnist, mobilenet_v2, silero_vad, u2netp
+from models.zoo.recipes import (
+    bergamot,
+    efficientnet_lite,
+    minilm,
+    mnist,
+    mobilenet_v2,
+    silero_vad,
+    u2netp,
+    yolov4_tiny,
+)
 from models.zoo.recipes.bergamot import RECORDED_TRANSLATIONS, Translation
 from models.zoo.recipes.efficientnet_lite import efficientnet_lite0, imagenet_labels
 from models.zoo.recipes.minilm import MINILM
@@ -20,6 +29,7 @@ RECIPES: Mapping[str, Recipe] = {
     for recipe in (
         efficientnet_lite.RECIPE,
         mobilenet_v2.RECIPE,
+        yolov4_tiny.RECIPE,
         u2netp.RECIPE,
         mnist.RECIPE,
         minilm.RECIPE,
