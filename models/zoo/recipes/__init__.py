@@ -11,6 +11,7 @@ from models.zoo.recipe import Recipe, RecipeError
 from models.zoo.recipes import (
     bergamot,
     efficientnet_lite,
+    fraud,
     minilm,
     mnist,
     mobilenet_v2,
@@ -35,6 +36,7 @@ RECIPES: Mapping[str, Recipe] = {
         u2netp.RECIPE,
         mnist.RECIPE,
         minilm.RECIPE,
+        *fraud.RECIPES,
         silero_vad.RECIPE,
         bergamot.RECIPE,
     )
