@@ -15,6 +15,7 @@ from models.zoo.recipes import (
     minilm,
     mnist,
     mobilenet_v2,
+    moonshine,
     ppocr,
     silero_vad,
     u2netp,
@@ -38,6 +39,7 @@ RECIPES: Mapping[str, Recipe] = {
         minilm.RECIPE,
         *fraud.RECIPES,
         silero_vad.RECIPE,
+        moonshine.RECIPE,
         bergamot.RECIPE,
     )
 }
