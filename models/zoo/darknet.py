@@ -38,11 +38,11 @@ class Section:
         """A setting that is a whole number. Raises `ConversionError`, also where it is missing without a default."""
         if default is not None and name not in self.settings:
             return default
-        return self._numbers(name, int)[0]
+        return self.integers(name)[0]
 
     def number(self, name: str, default: float) -> float:
         """A setting that is a number. Raises `ConversionError`."""
-        return self._numbers(name, float)[0] if name in self.settings else default
+        return self.numbers(name)[0] if name in self.settings else default
 
     def integers(self, name: str) -> list[int]:
         """A list of whole numbers, separated by commas. Raises `ConversionError`."""

@@ -104,8 +104,8 @@ class Checkpoint:
         weight = self.tensor(f"{layer}.weight")
         if weight.ndim != 4:
             raise ConversionError(f"tensor '{layer}.weight' has shape {weight.shape}, expected 4 dimensions")
-        per_channel = [self.tensor(f"{norm}.{part}", weight.shape[:1]) for part in _NORM_PARTS]
-        return fold_batch_norm(weight, *per_channel, epsilon=epsilon)
+        scale, offset, mean, variance = (self.tensor(f"{norm}.{part}", weight.shape[:1]) for part in _NORM_PARTS)
+        return fold_batch_norm(weight, scale, offset, mean, variance, epsilon)
 
     def refuse_unused(self) -> None:
         """A tensor nobody asked for means that another network was saved."""

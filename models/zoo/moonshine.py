@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.zoo.errors import ConversionError
 from models.zoo.session import Session
 
 Floats = npt.NDArray[np.float32]
@@ -38,7 +39,7 @@ _SPACE = "\u2581"
 _WORD = re.compile(r"[a-z0-9']+")
 
 
-class SoundError(ValueError):
+class SoundError(ConversionError):
     """The recording is not of a kind that is read here."""
 
 

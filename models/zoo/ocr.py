@@ -52,8 +52,8 @@ def page_tensor(picture: Image.Image) -> Floats:
     """FP32 [1, 3, H, W] of an RGB picture, for the detector."""
     width, height = picture.size
     scale = min(1.0, LONGEST_SIDE / max(width, height))
-    size = tuple(max(1, round(side * scale / MULTIPLE)) * MULTIPLE for side in (width, height))
-    pixels = np.asarray(picture.resize(size, Image.Resampling.BILINEAR), np.float32)[:, :, ::-1]
+    across, down = (max(1, round(side * scale / MULTIPLE)) * MULTIPLE for side in (width, height))
+    pixels = np.asarray(picture.resize((across, down), Image.Resampling.BILINEAR), np.float32)[:, :, ::-1]
     return channels_first((pixels / WHITE - IMAGENET_MEAN) / IMAGENET_DEVIATION)
 
 

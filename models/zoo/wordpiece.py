@@ -11,6 +11,8 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from models.zoo.errors import ConversionError
+
 # A longer word is not cut into pieces; it is unknown.
 LONGEST_WORD = 100
 INSIDE = "##"
@@ -29,7 +31,7 @@ _SIGNS = "$+<=>^`|~"
 _CONTROL = ("Cc", "Cf", "Co", "Cs")
 
 
-class TokenizerError(ValueError):
+class TokenizerError(ConversionError):
     """The file is not the description of a tokenizer that is known here."""
 
 

@@ -138,8 +138,8 @@ def test_speech_is_understood(server: RunningServer, repository: Path) -> None:
     """Beckett, token by token: tensors of no length at first, then such that grow."""
     content = (repository / "moonshine-tiny-decoder" / "tokenizer.json").read_text(encoding="utf-8")
     samples = moonshine.read_wav(read_member(fetch(moonshine_recipe.USEFUL_MOONSHINE), moonshine_recipe.BECKETT))
-    sessions = [Served(server, f"moonshine-tiny-{part}") for part in ("encoder", "decoder")]
-    text = moonshine.Pieces.from_json(content).text(moonshine.transcribe(*sessions, samples))
+    encoder, decoder = (Served(server, f"moonshine-tiny-{part}") for part in ("encoder", "decoder"))
+    text = moonshine.Pieces.from_json(content).text(moonshine.transcribe(encoder, decoder, samples))
     assert moonshine.word_errors(moonshine_recipe.RECORDED_WORDS, text) == 0
 
 
