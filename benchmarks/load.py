@@ -94,7 +94,8 @@ def build_loadgen() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is sent: a model and one input. `shape` includes the batch dimension."""
+    """What is sent: a model (or several in turn, separated by commas) and one input. `shape` includes the batch
+    dimension."""
 
     model: str
     input: str
@@ -133,6 +134,8 @@ def _run(settings: Settings, server: Server, request: Request, arguments: list[s
     binary = build_loadgen()
     command = [str(binary), "--url", server.url, "--model", request.model, "--input", request.argument]
     command += ["--duration", str(window_s), "--warmup", str(settings.warmup_s), "--pid", str(server.pid), *arguments]
+    if "," in request.model:
+        command += ["--variants", str(len(request.model.split(",")))]
     before = _Usage.now(settings, server.pid)
     done = subprocess.run(pinned(settings.client_core, command), capture_output=True, text=True)
     server.check_alive()

@@ -7,9 +7,11 @@ halves until only what fails by itself is left: a poisoned request fails alone. 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -31,7 +33,7 @@ from service.errors import (
 from service.logs import IncidentLimiter
 from service.metrics import ModelMetrics, ModelShard, ModelState
 from service.request import BatchOutput, InferenceRequest, OutputPart, ShapeClass, halves, refusal_error
-from service.scheduler import Dispatch, LatencyModel, QueuePolicy, Refusal, RefusalReason, Segment
+from service.scheduler import Dispatch, LatencyModel, ModelQueue, QueuePolicy, Refusal, RefusalReason, Segment
 from service.tensor import element_count
 from service.tracing import Tracer
 
@@ -40,6 +42,12 @@ log = logging.getLogger(__name__)
 # Shape classes kept. They only save comparing shapes; two objects of one shape merely do not share a batch, so
 # emptying the table when clients choose very many shapes is harmless.
 MAX_SHAPE_CLASSES = 4096
+
+
+_SERIALS = itertools.count(1)
+
+# A request of a head that its backbone has run: the request, the backbone's outputs, the first of its rows there.
+Part = tuple[InferenceRequest, Sequence[BatchOutput], int]
 
 
 class Model:
@@ -56,7 +64,9 @@ class Model:
         pools: dict[str, SessionPool],
         runtime: Runtime,
         metrics: ModelMetrics,
+        queue: ModelQueue | None = None,
     ) -> None:
+        """`queue`: where requests wait; unset: one of the model's own."""
         self.config = config
         self.name = config.name
         self.version = version
@@ -82,7 +92,11 @@ class Model:
         self.tracer: Tracer | None = None
         # Output -> the names of its classes, for the classification extension.
         self.labels: Mapping[str, Sequence[str]] = {}
-        self.queue = runtime.add(policy, latency)
+        self.queue = queue or runtime.add(policy, latency)
+        # Models that are heads on this one: their requests wait in its queue and ride in its batches.
+        self.heads: set[Model] = set()
+        # Tells this load of the version from any other.
+        self.serial = next(_SERIALS)
 
     def __repr__(self) -> str:
         return f"Model({self.name}/{self.version}, {self.queue.pending_requests} queued)"
@@ -239,6 +253,14 @@ class Model:
         return done_ns - dispatch.dispatched_ns, late_rows
 
     def _record(self, record: BatchRecord, answered: Sequence[InferenceRequest]) -> None:
+        if self.heads or (answered and answered[0].payload is not self):
+            by_head: dict[Model, list[InferenceRequest]] = {}
+            for request in answered:
+                by_head.setdefault(request.payload, []).append(request)
+            answered = by_head.pop(self, [])
+            for head, requests in by_head.items():
+                rows = sum(request.rows for request in requests)
+                head._record(replace(record, rows=rows, requests=len(requests)), requests)
         self._shard().record_batch(record, answered)
         tracer = self.tracer
         if tracer is not None and tracer.active:
@@ -247,6 +269,7 @@ class Model:
     def _answer(self, segments: Sequence[Segment], outputs: list[BatchOutput]) -> list[InferenceRequest]:
         """Answer the requests whose last rows these are; the requests that were answered."""
         answered: list[InferenceRequest] = []
+        by_head: dict[Model, list[Part]] = {}
         first_row = 0
         responder = segments[0].request.responder  # type: ignore[attr-defined]
         responder.hold()
@@ -254,13 +277,21 @@ class Model:
             for segment in segments:
                 request = segment.request
                 assert isinstance(request, InferenceRequest)
-                if segment.rows == request.rows:
-                    request.responder.answer(request, outputs, first_row)
-                    request.answered = True
-                    answered.append(request)
-                elif self._collect(request, segment, outputs, first_row):
-                    answered.append(request)
+                whole, at = outputs, first_row
                 first_row += segment.rows
+                if segment.rows != request.rows:
+                    collected = self._collect(request, segment, outputs, at)
+                    if collected is None:
+                        continue
+                    whole, at = collected, 0
+                if request.payload is not self:
+                    by_head.setdefault(request.payload, []).append((request, whole, at))
+                    continue
+                request.responder.answer(request, whole, at)
+                request.answered = True
+                answered.append(request)
+            for head, parts in by_head.items():
+                answered += head.answer_parts(parts)
         finally:
             responder.flush()
         return answered
@@ -271,24 +302,30 @@ class Model:
             dispatch.answering = not dispatch.abandoned
             return dispatch.answering
 
-    def _collect(self, request: InferenceRequest, segment: Segment, outputs: list[BatchOutput], first_row: int) -> bool:
-        """Keep the rows of one chunk of a request run in parts; answer it when all chunks are there."""
+    def answer_parts(self, parts: Sequence[Part]) -> list[InferenceRequest]:
+        """Of a head: answer its requests of a batch of its backbone; those that were answered."""
+        raise NotImplementedError(f"{self} is no head")
+
+    def _collect(
+        self, request: InferenceRequest, segment: Segment, outputs: list[BatchOutput], first_row: int
+    ) -> list[BatchOutput] | None:
+        """Keep the rows of one chunk of a request run in parts; the whole answer when all chunks are there."""
         for spec, output in zip(self.outputs, outputs, strict=True):
             if spec.batched and not output.spec.batched:
                 reason = f"output '{spec.name}' has shape {list(output.shape)} for {segment.rows} rows"
                 advice = f"send fewer than {request.rows} rows at a time, since the parts cannot be put together"
                 self._give_up(segment, ExecutionFailed(f"{reason}; {advice}"))
-                return False
+                return None
         rows = slice(first_row, first_row + segment.rows)
         arrays = [o.array[rows].copy() if o.spec.batched else o.array.copy() for o in outputs]
         # Chunks of one request may end on several threads at once.
         with self._claiming:
             if request.answered:
-                return False  # refused or failed while this chunk was running
+                return None  # refused or failed while this chunk was running
             parts = request.parts = request.parts or []
             parts.append(OutputPart(segment.first_row, segment.rows, arrays))
             if sum(part.rows for part in parts) < request.rows:
-                return False
+                return None
             request.parts = None
         # All chunks are here: from now on nobody else touches the request.
         parts.sort(key=lambda part: part.first_row)
@@ -297,9 +334,7 @@ class Model:
             pieces = [part.arrays[i] for part in parts]
             array = np.concatenate(pieces) if output.spec.batched else pieces[0]
             whole.append(batch_output(output.spec, array, request.rows))
-        request.responder.answer(request, whole, 0)
-        request.answered = True
-        return True
+        return whole
 
     # ---------------------------------------------------------------- when it fails
 
@@ -377,7 +412,8 @@ class Model:
         assert isinstance(request, InferenceRequest)
         if self._claim(request):
             self._runtime.cancel(request)
-            self._fail(request, with_model(self, error))
+            owner: Model = request.payload
+            owner._fail(request, with_model(owner, error))
 
     def _claim(self, request: InferenceRequest) -> bool:
         """Whether the caller is the one to answer a request: the first who asks."""
@@ -416,8 +452,8 @@ class Model:
         """Requests that went to `before` come here from now on."""
 
     def finished(self) -> bool:
-        """Whether there is nothing left to do for a model that serves no more."""
-        return self.idle()
+        """Whether there is nothing left to do for a model that serves no more, and nobody builds on it."""
+        return not self.heads and self.idle()
 
     def close(self, error: ServiceError | None = None) -> None:
         """Accept nothing new and answer what is queued with `error` (unset: the model unloads); running batches
@@ -426,8 +462,11 @@ class Model:
         for request in self._runtime.remove(self.queue):
             assert isinstance(request, InferenceRequest)
             if self._claim(request):
-                unloading = Draining(f"model '{self.name}' version {self.version} is unloading", NS_PER_MS)
-                self._fail(request, with_model(self, error) if error is not None else unloading)
+                owner: Model = request.payload
+                owner._fail(request, with_model(owner, error) if error is not None else owner._unloading())
+
+    def _unloading(self) -> Draining:
+        return Draining(f"model '{self.name}' version {self.version} is unloading", NS_PER_MS)
 
     def release(self) -> None:
         """Let go of sessions and buffers: nothing runs any more. What refers to the model in a circle is cut, since

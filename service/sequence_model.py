@@ -19,14 +19,13 @@ from typing import cast
 
 from service.clock import NS_PER_MS, NS_PER_S, now_ns
 from service.config.model import ModelConfig
-from service.config.sequences import SequenceBatching
 from service.engine.pool import SessionPool
 from service.engine.runtime import Runtime
-from service.engine.states import StateRow, states_after, step_row
-from service.errors import Draining, InvalidRequest, QueueFull, SequenceAborted, ServiceError
+from service.engine.states import Shapes, States, StepTensors
+from service.errors import InvalidRequest, QueueFull, SequenceAborted, ServiceError
 from service.metrics import ModelMetrics, ModelState
-from service.model import Model, with_model
-from service.request import BatchOutput, InferenceRequest, Responder, SequenceFlags
+from service.model import MAX_SHAPE_CLASSES, Model, with_model
+from service.request import BatchOutput, InferenceRequest, Responder, SequenceFlags, ShapeClass
 from service.scheduler import LatencyModel, LiveSequence, Next, QueuePolicy, SequenceTable, Step, Verdict
 
 _Live = LiveSequence[InferenceRequest]
@@ -34,11 +33,13 @@ _Step = Step[InferenceRequest]
 
 
 class SequenceModel(Model):
-    """One loaded version of a stateful model. `initial` is what its states begin with."""
+    """One loaded version of a stateful model. `tensors` are those that its sequences add."""
 
     stateful = True
     # Whether another model has taken its place, and passes it the steps of its sequences.
     replaced = False
+    # Whether it takes no more steps.
+    gone = False
 
     def __init__(
         self,
@@ -49,16 +50,15 @@ class SequenceModel(Model):
         pools: dict[str, SessionPool],
         runtime: Runtime,
         metrics: ModelMetrics,
-        initial: Sequence[StateRow],
+        tensors: StepTensors,
     ) -> None:
         super().__init__(config, version, policy, latency, pools, runtime, metrics)
         assert config.sequences is not None
-        self._sequences: SequenceBatching = config.sequences
-        self._initial = tuple(initial)
-        names = [spec.name for spec in config.session_outputs]
-        self._positions = [names.index(state.output.name) for state in self._sequences.states]
+        self._tensors = tensors
+        # Shape classes of the clients' tensors and states together, by the clients' and the states'.
+        self._whole: dict[tuple[ShapeClass, Shapes], ShapeClass] = {}
         self._table: SequenceTable[InferenceRequest] = SequenceTable(
-            self._sequences.max_sequences, self._sequences.max_idle_ns
+            config.sequences.max_sequences, config.sequences.max_idle_ns
         )
         # Guards the table and the states of its sequences; never held while a request is queued or answered.
         self._steps = threading.Lock()
@@ -72,10 +72,13 @@ class SequenceModel(Model):
         not."""
         flags = request.sequence
         assert flags is not None
-        before = self._before if not flags.start and not self._goes_on(flags.identity) else None
-        if before is not None and before.continues(flags.identity):
-            before.submit(request)
-            return
+        before = self._before
+        if before is not None and not flags.start and not self._goes_on(flags.identity):
+            if before.gone:
+                self._before = None
+            elif before.continues(flags.identity):
+                before.submit(request)
+                return
         step: _Step = Step(flags.start, flags.end, request)
         with self._steps:
             verdict, sequence = self._table.arrive(flags.identity, step, request.arrival_ns)
@@ -150,11 +153,11 @@ class SequenceModel(Model):
         """What the model is like right now, for a scrape."""
         with self._steps:
             live = self._table.live()
-        rows = (row for sequence in live for row in cast("tuple[StateRow, ...]", sequence.state or ()))
+        states = [cast("States", sequence.state) for sequence in live if sequence.state is not None]
         return replace(
             super().state(),
             sequences=len(live),
-            sequence_bytes=sum(len(row.data) for row in rows),
+            sequence_bytes=sum(state.nbytes for state in states),
             sequences_expired=self._expired,
         )
 
@@ -162,11 +165,11 @@ class SequenceModel(Model):
         """See `Model.close`. Sequences are over; what they held is answered."""
         with self._steps:
             held = self._table.clear()
+        self.gone = True
         self._before = None
         super().close(error)
         for step in held:
-            unloading = Draining(f"model '{self.name}' version {self.version} is unloading", NS_PER_MS)
-            self._fail(step.request, error or unloading)
+            self._fail(step.request, error or self._unloading())
 
     # ---------------------------------------------------------------- steps
 
@@ -189,22 +192,30 @@ class SequenceModel(Model):
         flags = request.sequence
         assert flags is not None
         request.responder = _StepResponder(self, sequence, step, request.responder)
-        states = self._initial if step.start else cast("tuple[StateRow, ...]", sequence.state)
+        states = self._tensors.initial if step.start else cast("States", sequence.state)
         try:
-            row = step_row(self._sequences, flags.identity, step.start, step.end, states)
+            shapes, data = self._tensors.before(flags.identity, step.start, step.end, states)
         except InvalidRequest as error:
             self._fail(request, InvalidRequest(f"model '{self.name}': {error}"))
             return
-        request.inputs = [*request.inputs, *(data for _, data in row)]
-        request.shape = self.shape_class((*request.shape.shapes, *(shape for shape, _ in row)), request.shape.sides)
+        request.inputs = [*request.inputs, *data]
+        request.shape = self._whole_shape(request.shape, shapes)
         request.cost = request.shape.cost
         self._enqueue(request, now_ns())
 
-    def keep(self, outputs: Sequence[BatchOutput], row: int) -> tuple[StateRow, ...]:
-        """Copies of the states that the step in a batch's row leaves. Raises `ExecutionFailed`."""
-        return states_after(self._sequences, self._positions, outputs, row)
+    def _whole_shape(self, given: ShapeClass, added: Shapes) -> ShapeClass:
+        whole = self._whole.get((given, added))
+        if whole is None:
+            if len(self._whole) >= MAX_SHAPE_CLASSES:
+                self._whole.clear()
+            whole = self._whole[given, added] = self.shape_class((*given.shapes, *added), given.sides)
+        return whole
 
-    def ended(self, sequence: _Live, states: tuple[StateRow, ...] | None) -> Next[InferenceRequest]:
+    def keep(self, outputs: Sequence[BatchOutput], row: int) -> States:
+        """Copies of the states that the step in a batch's row leaves. Raises `ExecutionFailed`."""
+        return self._tensors.after(outputs, row)
+
+    def ended(self, sequence: _Live, states: States | None) -> Next[InferenceRequest]:
         """The running step is done and leaves `states`, or was not run (None): what follows, for `follow`."""
         with self._steps:
             if states is not None:
@@ -286,7 +297,7 @@ class _StepResponder:
     def flush(self) -> None:
         self._inner.flush()
 
-    def _finish(self, states: tuple[StateRow, ...] | None) -> Next[InferenceRequest]:
+    def _finish(self, states: States | None) -> Next[InferenceRequest]:
         if self._done:
             return Next()
         self._done = True

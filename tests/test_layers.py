@@ -27,6 +27,7 @@ ROWS: dict[str, int] = {
     "service.tracing": 2,
     "service.model": 3,
     "service.sequence_model": 3,
+    "service.head_model": 3,
     "service.repository": 4,
     "service.frontend": 5,
     "service.server": 6,
@@ -39,6 +40,7 @@ WITHIN_ROW = {
     ("service.request", "service.scheduler"),
     ("service.scheduler", "service.batch"),
     ("service.sequence_model", "service.model"),
+    ("service.head_model", "service.model"),
     ("service.__main__", "service.cli"),
 }
 HOMES: dict[str, tuple[str, ...]] = {

@@ -109,7 +109,7 @@ inline void usage() {
       "loadgen [options]\n"
       "  --url HOST:PORT          server (default 127.0.0.1:8001)\n"
       "  --protocol grpc|http1    gRPC over cleartext HTTP/2, or HTTP/1.1 keep-alive\n"
-      "  --model NAME             model name\n"
+      "  --model NAME             model name; several, separated by commas, in turn (gRPC; --variants says how many)\n"
       "  --input NAME:DTYPE:1,16  input tensor, random contents (repeatable)\n"
       "  --rate R                 open loop: R arrivals per second\n"
       "  --concurrency C          closed loop: C requests in flight\n"

@@ -1,5 +1,6 @@
 // loadgen: one-thread load generator; gRPC over cleartext HTTP/2 (libnghttp2) or HTTP/1.1.
 // See README.md.
+#include <sstream>
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -411,8 +412,14 @@ int main(int argc, char **argv) {
     add_header("user-agent", "loadgen/1");
     if (opt.deadline_ms > 0) add_header("grpc-timeout", std::to_string(long(opt.deadline_ms * 1000)) + "u");
     for (auto &h : opt.headers) add_header(h.first, h.second);
-    for (auto &o : shaped)
+    for (auto &o : shaped) {
+      // Several models, separated by commas, are asked in turn.
+      std::vector<std::string> models;
+      std::stringstream named(o.model);
+      for (std::string one; std::getline(named, one, ',');) models.push_back(one);
+      size_t turn = 0;
       for (auto &raw : make_tensors(o)) {
+        if (models.size() > 1) o.model = models[turn++ % models.size()];
         std::string m;
         if (!o.body_file.empty()) m = encode_http(o, raw).body;
         else m = encode_infer(o, raw);
@@ -420,6 +427,7 @@ int main(int argc, char **argv) {
         for (int k = 0; k < 4; k++) b[size_t(1 + k)] = char(m.size() >> (24 - 8 * k));
         bodies.push_back(b + m);
       }
+    }
   } else {
     std::string path = opt.path.empty() ? "/v2/models/" + opt.model + "/infer" : opt.path;
     for (auto &o : shaped)

@@ -18,8 +18,11 @@ from rich.table import Table
 from service.clock import NS_PER_MS
 from service.config.complete import DEFAULT_MAX_BATCH_SIZE, Completed, complete
 from service.config.graph import read_graph
+from service.config.heads import backbone_of, complete_head
 from service.config.model import InstanceGroup, ModelConfig
 from service.config.pbtxt import CONFIG_FILENAME, to_text
+from service.config.sequences import INITIAL_DIRECTORY
+from service.config.signature import Graph
 from service.errors import ConfigError, ModelLoadError
 from service.repository.layout import ModelFiles, Scan, VersionFiles, scan, scan_model
 from service.repository.version_policy import missing_versions, versions_to_serve
@@ -38,6 +41,7 @@ class Finding:
     completed: Completed | None
     error: ModelLoadError | None
     notes: tuple[str, ...] = ()
+    graph: Graph | None = None
 
 
 def check(
@@ -55,7 +59,11 @@ def check(
     """
     console = console or Console()
     found = _scan([repositories] if isinstance(repositories, Path) else repositories)
-    findings = [finding for model in found.models for finding in examine(model, default_max_batch_size, gpus, probe)]
+    findings: list[Finding] = []
+    # Heads after all others, since they are completed from what they build on.
+    for model in sorted(found.models, key=lambda model: (_is_head(model), model.name)):
+        findings += examine(model, default_max_batch_size, gpus, probe, findings)
+    findings.sort(key=lambda finding: finding.model)
     console.print(_table(findings))
     for finding in findings:
         name = f"{finding.model}/{finding.version}" if finding.version else finding.model
@@ -80,8 +88,10 @@ def examine(
     default_max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
     gpus: Collection[int] | None = None,
     probe: Probe | None = None,
+    others: Sequence[Finding] = (),
 ) -> list[Finding]:
-    """What would become of the versions of `model` that its policy wants, newest last."""
+    """What would become of the versions of `model` that its policy wants, newest last. `others` are what it may build
+    on."""
     if model.error is not None:
         return [Finding(model.name, 0, None, model.error)]
     findings = []
@@ -97,24 +107,54 @@ def examine(
             continue
         try:
             graph = read_graph(files.model_path)
-            completed = complete(
-                model.config,
-                model.name,
-                graph.inputs,
-                graph.outputs,
-                graph.dynamic_quantisation,
-                default_max_batch_size,
-                gpus,
-            )
-            missing = [name for name in completed.config.labels.values() if not (model.directory / name).is_file()]
-            if missing:
-                raise ConfigError("output.label_filename", f"{model.directory / missing[0]} does not exist")
-            more = tuple(probe(files, completed)) if probe is not None else ()
+            completed = _completed(model, graph, default_max_batch_size, gpus, others)
+            _check_files(model, completed.config)
+            more = () if probe is None or _is_head(model) else tuple(probe(files, completed))
         except ModelLoadError as error:
             findings.append(Finding(model.name, files.version, None, error))
         else:
-            findings.append(Finding(model.name, files.version, completed, None, (*completed.notes, *more)))
+            findings.append(Finding(model.name, files.version, completed, None, (*completed.notes, *more), graph))
     return findings
+
+
+def _completed(
+    model: ModelFiles,
+    graph: Graph,
+    default_max_batch_size: int,
+    gpus: Collection[int] | None,
+    others: Sequence[Finding],
+) -> Completed:
+    reference = backbone_of(model.config)
+    if reference is None or model.config is None:
+        tensors = (graph.inputs, graph.outputs, graph.dynamic_quantisation)
+        return complete(model.config, model.name, *tensors, default_max_batch_size, gpus)
+    served = [finding for finding in others if finding.model == reference.name and finding.completed is not None]
+    wanted = [finding for finding in served if reference.version in (None, finding.version)]
+    if not wanted:
+        raise ConfigError("parameters[backbone]", f"no model '{reference.name}' would serve")
+    below = max(wanted, key=lambda finding: finding.version)
+    assert below.completed is not None
+    assert below.graph is not None
+    completed, _ = complete_head(model.config, model.name, graph, below.completed, below.graph)
+    return completed
+
+
+def _check_files(model: ModelFiles, config: ModelConfig) -> None:
+    """Raises `ConfigError` for a file that the configuration names and that is not there."""
+    for name in config.labels.values():
+        if not (model.directory / name).is_file():
+            raise ConfigError("output.label_filename", f"{model.directory / name} does not exist")
+    for state in config.sequences.states if config.sequences is not None else ():
+        path = model.directory / INITIAL_DIRECTORY / state.initial_file
+        if state.initial_file and not path.is_file():
+            raise ConfigError("sequence_batching.state.initial_state.data_file", f"{path} does not exist")
+
+
+def _is_head(model: ModelFiles) -> bool:
+    try:
+        return backbone_of(model.config) is not None
+    except ConfigError:
+        return False
 
 
 def _scan(repositories: Sequence[Path]) -> Scan:
@@ -159,6 +199,8 @@ def _batching(config: ModelConfig) -> str:
         text = "no batch"
     else:
         text = f"{config.max_batch_size} rows" if config.joins_requests else f"{config.max_batch_size} rows, not joined"
+    if config.backbone is not None:
+        return f"{text}; a head on {config.backbone.name}"
     if config.sequences is None:
         return text
     states = ", ".join(state.input.name for state in config.sequences.states)

@@ -121,6 +121,7 @@ def complete(
             version_policy=build_version_policy(proto),
             dynamic_batching=_joined(sequences, plan) if sequences else build_dynamic_batching(proto),
             sequences=sequences,
+            backbone=parameters.backbone,
             optimization=build_optimization(proto, parameters.cuda_options),
             session=parameters.session,
             objective=parameters.objective,

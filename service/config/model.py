@@ -208,13 +208,23 @@ class Objective:
 
 
 @dataclass(frozen=True, slots=True)
+class BackboneReference:
+    """The model that a head builds on: `version` None is the newest that serves; `sha256` of its file, if given."""
+
+    name: str
+    version: int | None = None
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The configuration of one model, all versions.
 
     `max_batch_size` 0: the model has no batch dimension and a request is one execution. Above 0: a request has 1 to
     `max_batch_size` rows (larger ones are split). Requests are joined only when `dynamic_batching` is set, too.
     `inputs` and `outputs` are what clients send and get. `sequences`, if the model is stateful: its requests have one
-    row each, and `dynamic_batching` says whether those of different sequences are joined.
+    row each, and `dynamic_batching` says whether those of different sequences are joined. `backbone`: the model is a
+    head on another one.
     `labels` maps an output to the file (beside config.pbtxt) that names its classes.
     """
 
@@ -229,6 +239,7 @@ class ModelConfig:
     version_policy: VersionPolicy = SERVE_NEWEST
     dynamic_batching: DynamicBatching | None = None
     sequences: SequenceBatching | None = None
+    backbone: BackboneReference | None = None
     optimization: Optimization = Optimization()
     session: SessionTuning = SessionTuning()
     objective: Objective = Objective()

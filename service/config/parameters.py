@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from service.clock import NS_PER_MS
-from service.config.model import LatePolicy, Objective, SessionTuning
+from service.config.model import BackboneReference, LatePolicy, Objective, SessionTuning
 from service.errors import ConfigError
 
 # An objective beyond an hour is a typing error (seconds or microseconds taken for milliseconds), not a promise.
@@ -78,6 +78,19 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _reference(text: str) -> tuple[str, int | None]:
+    name, separator, version = text.partition("/")
+    if not name or (separator and not re.fullmatch(r"[1-9][0-9]{0,17}", version)):
+        raise ValueError
+    return name, int(version) if separator else None
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise ValueError
+    return text.lower()
+
+
 def _axes(text: str) -> Mapping[str, int]:
     axes: dict[str, int] = {}
     for part in text.split(","):
@@ -111,6 +124,19 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
             "The promise: an answer is with the client at most so long after its request was sent. 1 % of it, at most "
             "0.5 ms, is left for the way. Unset: no promise, and nothing is refused for being late.",
             _milliseconds(0.0),
+            ours=True,
+        ),
+        "backbone": Parameter(
+            "a model's name, or name/version",
+            "The model file is a head: it takes an output of that model, and its clients send what that model takes. "
+            "Requests for all heads on one backbone are batched together. Unset version: the newest that serves.",
+            _reference,
+            ours=True,
+        ),
+        "backbone_sha256": Parameter(
+            "64 hexadecimal digits",
+            "Of the backbone's model file: another one is refused, since the head was trained on this one's output.",
+            _sha256,
             ours=True,
         ),
         "batching": Parameter(
@@ -261,6 +287,7 @@ class ParsedParameters:
     unbatched_inputs: tuple[str, ...]
     state_axes: Mapping[str, int]
     max_sequences: int | None
+    backbone: BackboneReference | None
 
 
 def parse_parameters(raw: Mapping[str, str]) -> ParsedParameters:
@@ -306,7 +333,20 @@ def parse_parameters(raw: Mapping[str, str]) -> ParsedParameters:
         unbatched_inputs=values.get("unbatched_inputs", ()),  # type: ignore[arg-type]
         state_axes=values.get("state_batch_axis", MappingProxyType({})),  # type: ignore[arg-type]
         max_sequences=values.get("max_sequences"),  # type: ignore[arg-type]
+        backbone=parse_backbone(raw),
     )
+
+
+def parse_backbone(raw: Mapping[str, str]) -> BackboneReference | None:
+    """The backbone that the parameters name, if they do. Raises `ConfigError`."""
+    keys = [key for key in ("backbone", "backbone_sha256") if key in raw]
+    given = {key: _parsed(f"parameters[{key}]", PARAMETERS[key], raw[key].strip()) for key in keys}
+    if "backbone" not in given:
+        if given:
+            raise ConfigError("parameters[backbone_sha256]", "names no backbone: set backbone, too")
+        return None
+    named: tuple[str, int | None] = given["backbone"]  # type: ignore[assignment]
+    return BackboneReference(*named, str(given.get("backbone_sha256", "")))
 
 
 def _parsed(path: str, parameter: Parameter, text: str) -> object:

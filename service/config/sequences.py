@@ -19,6 +19,8 @@ DEFAULT_IDLE_NS = NS_PER_S
 # Live sequences, where a configuration does not say. Enough for any number of streams that one model can keep up with;
 # bounds what forgotten sequences hold until they are found idle.
 DEFAULT_MAX_SEQUENCES = 4096
+# The directory of a model that holds what sequences begin with.
+INITIAL_DIRECTORY = "initial_state"
 
 
 class ControlKind(enum.Enum):

@@ -47,7 +47,7 @@ def check_batching(
             )
     for index, spec in enumerate(outputs):
         for position, answers in enumerate(alone):
-            if not _same(spec.rows(together[index], position, position + 1), answers[index], spec):
+            if not same(spec.rows(together[index], position, position + 1), answers[index], spec):
                 note = (
                     f"output '{spec.name}' of a row depends on the other rows of its batch (as with dynamic "
                     "quantisation): answers can change with the load"
@@ -68,7 +68,8 @@ def _refuse(config: ModelConfig, explicit: bool, why: str) -> tuple[ModelConfig,
     return replace(config, dynamic_batching=None), [f"requests are not joined: {why}"]
 
 
-def _same(one: Array, other: Array, spec: TensorSpec) -> bool:
+def same(one: Array, other: Array, spec: TensorSpec) -> bool:
+    """Whether two answers of a model are one, but for rounding."""
     if one.shape != other.shape:
         return False
     if one.dtype.kind != "f" and spec.datatype is not DataType.BF16:

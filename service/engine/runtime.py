@@ -143,6 +143,12 @@ class Runtime:
         with self._lock:
             return self._scheduler.cancel(request)
 
+    def withdraw(self, queue: ModelQueue, payload: object) -> list[QueuedRequest]:
+        """Take the requests of one `payload` that are still queued out of a queue that it shares with others."""
+        with self._lock:
+            mine = [r for lane in list(queue.active) for r in lane.items() if r.payload is payload]
+            return [request for request in mine if self._scheduler.cancel(request)]
+
     def lower_cap(self, queue: ModelQueue, request: QueuedRequest, rows: int) -> None:
         """The device ran out of memory: never batch requests of this shape above `rows` again."""
         with self._lock:

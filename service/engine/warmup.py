@@ -21,7 +21,7 @@ from service.clock import NEVER_NS, now_ns
 from service.config.model import ModelConfig, Warmup, WarmupData, WarmupInput
 from service.engine.buffers import as_array
 from service.engine.pool import Instance, undeclared
-from service.engine.states import first_step, initial_states
+from service.engine.states import StepTensors
 from service.errors import DeviceFailed, InvalidRequest, ModelLoadError, OutOfMemory, ServiceError
 from service.request import BatchOutput, InferenceRequest, InputData, ShapeClass
 from service.scheduler import Segment, bucket_ladder
@@ -102,13 +102,12 @@ def samples(config: ModelConfig, directory: Path) -> list[Sample]:
             sizes = tuple(size for size in OPEN_DIMENSIONS if _elements(config, size) <= MAX_GENERATED)
         tried = [_generated(config, size, fill) for size in sizes for fill in (0, 1)]
     if config.sequences is not None:
-        first = first_step(config.sequences, initial_states(config.sequences, directory))
-        shape_of_all = tuple(shape for shape, _ in first)
+        shapes_added, added = StepTensors(config, directory).first()
         tried = [
             replace(
                 sample,
-                shape=_shape_class((*sample.shape.shapes, *shape_of_all)),
-                inputs=(*sample.inputs, *(data for _, data in first)),
+                shape=_shape_class((*sample.shape.shapes, *shapes_added)),
+                inputs=(*sample.inputs, *added),
             )
             for sample in tried
         ]

@@ -6,6 +6,7 @@ What was decided without being asked (a batch size, batching switched off) is in
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,24 +14,29 @@ from pathlib import Path
 from service.clock import now_ns
 from service.config.complete import Completed, complete
 from service.config.graph import model_file, read_graph
-from service.config.model import ModelConfig
+from service.config.heads import backbone_of, complete_head
+from service.config.model import BackboneReference, ModelConfig
+from service.config.signature import Graph
 from service.engine.batchable import check_batching
 from service.engine.devices import Device, Devices
+from service.engine.head import Head
 from service.engine.instances import finish_graphs, make_instances
 from service.engine.options import plan_session
 from service.engine.pool import Instance, SessionPool
 from service.engine.profile import model_digest, profile, profile_key
 from service.engine.runtime import Runtime
-from service.engine.states import initial_states
+from service.engine.states import StepTensors
 from service.engine.warmup import LatencySample, Measured, Sample, coarse, first_run, run_configured, samples, warm
 from service.errors import DeviceFailed, ModelLoadError, ServiceError
+from service.head_model import HeadModel
 from service.metrics import ModelMetrics
 from service.model import Model
+from service.pb import model_config_pb2 as pb
 from service.repository import placement
 from service.repository.layout import ModelFiles, VersionFiles
 from service.repository.neighbours import Neighbour
 from service.repository.placement import Need, Placed
-from service.repository.policy import latency_model, queue_policy
+from service.repository.policy import delivery_ns, latency_model, queue_policy
 from service.request import ShapeClass
 from service.scheduler import QueuePolicy
 from service.sequence_model import SequenceModel
@@ -60,6 +66,9 @@ class Loaded:
     profiled_from_cache: bool
     memory_bytes: int
     neighbour: Neighbour | None = None
+    # What a head needs to know of its backbone: the tensors at its ends, and its file.
+    graph: Graph | None = None
+    path: Path | None = None
 
 
 class Loader:
@@ -70,6 +79,8 @@ class Loader:
         self._tracer = tracer
         self._devices = devices
         self._options = options
+        # Finds the backbone of a head among what serves; raises `ModelLoadError`. Set by who has the models.
+        self.find_backbone: Callable[[BackboneReference], Loaded] = _no_backbone
 
     def load(self, model: ModelFiles, version: VersionFiles, beside: Model | None = None) -> Loaded:
         """Load one version. Raises `ModelLoadError` (or its `ConfigError`).
@@ -82,6 +93,12 @@ class Loader:
         name, directory, config_file = model.name, model.directory, model.config
         path = model_file(version.model_path)
         graph = read_graph(path)
+        reference = backbone_of(config_file)
+        if reference is not None and config_file is not None:
+            loaded = self._load_head(model, version.version, config_file, reference, graph, path)
+            loaded.model.load_ns = loaded.load_ns = now_ns() - start_ns
+            loaded.memory_bytes = max(0, resident_bytes() - memory_before)
+            return loaded
         completed = complete(
             config_file,
             name,
@@ -156,7 +173,43 @@ class Loader:
             shortest_ns = measured.table[min(measured.table)].p50_ns
             neighbour = Neighbour(config.name, slots, config.objective.slo_ns, shortest_ns)
         grown = max(0, resident_bytes() - memory_before)
-        return Loaded(built, completed, notes, load_ns, from_cache, grown, neighbour)
+        return Loaded(built, completed, notes, load_ns, from_cache, grown, neighbour, graph, path)
+
+    def _load_head(
+        self,
+        model: ModelFiles,
+        version: int,
+        config_file: pb.ModelConfig,
+        reference: BackboneReference,
+        graph: Graph,
+        path: Path,
+    ) -> Loaded:
+        """A model that is only a head: its session, on the queue of what serves already."""
+        backbone = self.find_backbone(reference)
+        assert backbone.graph is not None
+        assert backbone.path is not None
+        if reference.sha256 and reference.sha256 != file_digest(backbone.path):
+            raise ModelLoadError(
+                f"parameters[backbone_sha256]: the model file of '{reference.name}' that serves is another one than "
+                "this head was made for"
+            )
+        completed, inputs = complete_head(config_file, model.name, graph, backbone.completed, backbone.graph)
+        config = completed.config
+        head = Head(path, config, inputs, self._devices.cpu)
+        labels = {output: _read_labels(model.directory / file, output) for output, file in config.labels.items()}
+        policy = replace(
+            backbone.model.policy,
+            name=config.name,
+            slo_ns=config.objective.slo_ns,
+            delivery_ns=delivery_ns(config.objective.slo_ns),
+        )
+        metrics = ModelMetrics(config.name, str(version))
+        built = HeadModel(config, version, policy, backbone.model, head, self._runtime, metrics)
+        metrics.state = built.state
+        built.labels = labels
+        built.tracer = self._tracer
+        note = f"a head on '{backbone.model.name}' version {backbone.model.version}"
+        return Loaded(built, completed, [note], 0, False, 0, None, graph, path)
 
     def _build(
         self,
@@ -172,8 +225,8 @@ class Loader:
         if config.sequences is None:
             model = Model(config, version, policy, latency, pools, self._runtime, metrics)
         else:
-            initial = initial_states(config.sequences, directory)
-            model = SequenceModel(config, version, policy, latency, pools, self._runtime, metrics, initial)
+            tensors = StepTensors(config, directory)
+            model = SequenceModel(config, version, policy, latency, pools, self._runtime, metrics, tensors)
         metrics.state = model.state
         model.tracer = self._tracer
         return model
@@ -212,6 +265,16 @@ class Loader:
         """The device broke while the model was warmed up: nobody can use it any more."""
         self._runtime.device_failed(place.device.name, f"while model '{name}' was loading: {error}")
         return ModelLoadError(f"device {place.device.name} has failed: {error}")
+
+
+def _no_backbone(reference: BackboneReference) -> Loaded:
+    raise ModelLoadError(f"parameters[backbone]: there is no model '{reference.name}' here")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _warm_up(

@@ -35,7 +35,7 @@ def queue_policy(
         devices=tuple(device.name for device in devices),
         max_batch_rows=max_rows,
         joins=config.joins_requests,
-        delivery_ns=0 if objective.slo_ns is None else min(DELIVERY_NS, objective.slo_ns // DELIVERY_SHARE),
+        delivery_ns=delivery_ns(objective.slo_ns),
         slo_ns=objective.slo_ns,
         buckets=bucket_ladder(max_rows) if padded else (),
         max_concurrent=max_concurrent,
@@ -49,6 +49,11 @@ def queue_policy(
         priorities=_priorities(batching),
     )
     return policy, notes
+
+
+def delivery_ns(slo_ns: int | None) -> int:
+    """What of an objective is left for the way to the client and back."""
+    return 0 if slo_ns is None else min(DELIVERY_NS, slo_ns // DELIVERY_SHARE)
 
 
 def latency_model(policy: QueuePolicy, measured: Measured | None) -> LatencyModel:

@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from service.clock import NS_PER_S, now_ns
-from service.errors import DeviceFailed, InvalidRequest, ModelLoadError, ModelNotReady, UnknownModel, UnknownVersion
+from service.config.heads import backbone_of
+from service.config.model import BackboneReference
+from service.errors import (
+    ConfigError,
+    DeviceFailed,
+    InvalidRequest,
+    ModelLoadError,
+    ModelNotReady,
+    UnknownModel,
+    UnknownVersion,
+)
 from service.metrics import MetricsRegistry
 from service.model import Model
 from service.repository.files import files_below
@@ -79,6 +89,7 @@ class ModelRepository:
     def __init__(self, directories: Iterable[Path], loader: Loader, registry: MetricsRegistry) -> None:
         self._directories = tuple(directories)
         self._loader = loader
+        loader.find_backbone = self._backbone
         self._registry = registry
         self._lock = threading.Lock()
         self._entries: dict[str, dict[int | None, Entry]] = {}
@@ -179,10 +190,32 @@ class ModelRepository:
         for entry in hopeless:
             progress.failed(entry.name, "" if entry.version is None else str(entry.version), entry.reason)
         with ThreadPoolExecutor(parallelism, thread_name_prefix="load") as pool:
-            futures = [pool.submit(self._load, model, version, progress, stopping) for model, version in jobs]
-            for future in futures:
-                future.result()
+            # Heads after all others: their backbones must be there.
+            for heads in (False, True):
+                wave = [job for job in jobs if _is_head(job[0]) is heads]
+                futures = [pool.submit(self._load, model, version, progress, stopping) for model, version in wave]
+                for future in futures:
+                    future.result()
         progress.finished()
+
+    def _backbone(self, reference: BackboneReference) -> Loaded:
+        """What a head builds on, among what serves now. Raises `ModelLoadError`."""
+        name = reference.name
+        serving = self._ready.get(name, {})
+        number = reference.version if reference.version is not None else max(serving, default=None)
+        entry = self._entries.get(name, {}).get(number) if number in serving else None
+        loaded = entry.loaded if entry is not None else None
+        if loaded is None:
+            which = f"'{name}'" if reference.version is None else f"'{name}' version {reference.version}"
+            raise ModelLoadError(f"parameters[backbone]: no model {which} serves; load it first")
+        return loaded
+
+    def _made_of(self, model: ModelFiles, version: VersionFiles, digest: str) -> str:
+        """What a version is made of: another text, another model. Raises `ModelLoadError`."""
+        reference = backbone_of(model.config)
+        # The same head on another backbone is another model.
+        below = "" if reference is None else self._backbone(reference).model.serial
+        return f"{digest} {below} {sorted(files_below(model.directory, version.directory).items())}"
 
     def _plan(self, model: ModelFiles, chosen: bool = True) -> list[tuple[ModelFiles, VersionFiles]]:
         """Enter a model's versions; those to load."""
@@ -214,8 +247,8 @@ class ModelRepository:
         entry = self._entries[model.name][version.version]
         entry.state = transition(entry.state, Event.LOAD)
         name, number = model.name, str(version.version)
-        made_of = _made_of(model, version, "")
         try:
+            made_of = self._made_of(model, version, "")
             loaded = self._loader.load(model, version)
         except Exception as error:
             if not isinstance(error, ModelLoadError):
@@ -301,7 +334,10 @@ class ModelRepository:
             self._entries = {known: entries for known, entries in self._entries.items() if known != name}
 
     def _bring_version(self, files: ModelFiles, version: VersionFiles, digest: str) -> None:
-        made_of = _made_of(files, version, digest)
+        try:
+            made_of = self._made_of(files, version, digest)
+        except ModelLoadError:
+            made_of = ""  # loading says the same
         with self._lock:
             entries = self._entries.setdefault(files.name, {})
             entries.pop(None, None)
@@ -409,9 +445,11 @@ class ModelRepository:
         return ModelNotReady(f"Request for model '{name}' is not at ready state{_because(newest)}")
 
 
-def _made_of(model: ModelFiles, version: VersionFiles, digest: str) -> str:
-    """What a version is made of: another text, another model."""
-    return f"{digest} {sorted(files_below(model.directory, version.directory).items())}"
+def _is_head(model: ModelFiles) -> bool:
+    try:
+        return backbone_of(model.config) is not None
+    except ConfigError:
+        return False  # which is said when it is loaded
 
 
 def parse_version(text: str, name: str) -> int:

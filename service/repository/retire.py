@@ -23,6 +23,7 @@ PATIENCE_S = 30.0
 # are the price of the first.
 SEQUENCE_PATIENCE_S = 600.0
 _POLL_S = 0.02
+_HEADS_POLL_S = 0.5
 
 
 def retire(model: Model, registry: MetricsRegistry, done: Callable[[], None] = lambda: None) -> threading.Thread:
@@ -38,6 +39,10 @@ def retire(model: Model, registry: MetricsRegistry, done: Callable[[], None] = l
             before, idle = idle, model.finished()
             if before and idle:
                 break
+            if model.heads:
+                # A backbone stays for as long as somebody builds on it.
+                end_ns = now_ns() + int(PATIENCE_S * NS_PER_S)
+                pause.wait(_HEADS_POLL_S)
             pause.wait(_POLL_S)
         else:
             who = {"model": model.name, "version": model.version}

@@ -56,6 +56,66 @@ def write_model(
     return directory
 
 
+# A network and heads on it
+
+
+def backbone(inputs: int = 8, width: int = 16, layers: int = 1, seed: int = 0) -> onnx.ModelProto:
+    """`x` FP32 [N, inputs] -> `features` FP32 [N, width]: `layers` of MatMul and Tanh, and `scores` FP32 [N, 3]."""
+    rng = np.random.default_rng(seed)
+    weights = {f"w{at}": _weights(rng, inputs if at == 0 else width, width) for at in range(layers)}
+    nodes = []
+    for at in range(layers):
+        before = "x" if at == 0 else f"t{at - 1}"
+        after = "features" if at == layers - 1 else f"t{at}"
+        nodes += [
+            helper.make_node("MatMul", [before, f"w{at}"], [f"m{at}"]),
+            helper.make_node("Tanh", [f"m{at}"], [after]),
+        ]
+    nodes.append(helper.make_node("MatMul", ["features", "top"], ["scores"]))
+    return make_model(
+        "backbone",
+        nodes,
+        [value("x", "FP32", ["N", inputs])],
+        [value("features", "FP32", ["N", width]), value("scores", "FP32", ["N", 3])],
+        {**weights, "top": _weights(rng, width, 3)},
+    )
+
+
+def head(width: int = 16, classes: int = 4, seed: int = 1) -> onnx.ModelProto:
+    """`features` FP32 [batch, width] -> `probabilities` FP32 [batch, classes], `label` INT64 [batch, 1]."""
+    rng = np.random.default_rng(seed)
+    return make_model(
+        "head",
+        [
+            helper.make_node("Gemm", ["features", "w", "b"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+            helper.make_node("ArgMax", ["logits"], ["label"], axis=-1, keepdims=1),
+        ],
+        [value("features", "FP32", ["batch", width])],
+        [value("probabilities", "FP32", ["batch", classes]), value("label", "INT64", ["batch", 1])],
+        {"w": _weights(rng, width, classes), "b": _weights(rng, classes)},
+    )
+
+
+def composed(below: onnx.ModelProto, above: onnx.ModelProto) -> onnx.ModelProto:
+    """A backbone and a head as one model."""
+    nodes = [*below.graph.node]
+    renamed = []
+    for node in above.graph.node:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for names in (copy.input, copy.output):
+            for at, name in enumerate(names):
+                names[at] = name if name in ("features", *(o.name for o in above.graph.output)) else f"head_{name}"
+        renamed.append(copy)
+    weights = {i.name: numpy_helper.to_array(i) for i in below.graph.initializer}
+    weights |= {f"head_{i.name}": numpy_helper.to_array(i) for i in above.graph.initializer}
+    return make_model("composed", nodes + renamed, [*below.graph.input], [*above.graph.output], weights)
+
+
+HEAD_CONFIG = 'parameters { key: "backbone" value { string_value: "BACKBONE" } }\n'
+
+
 # Plain numeric models
 
 

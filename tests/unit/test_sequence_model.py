@@ -291,7 +291,7 @@ def test_a_state_that_cannot_be_fed_back_fails_the_step(sequences: Any) -> None:
     wrong = served.step(7, 1, start=True)
     served.answers.wait(1)
     assert isinstance(served.answers.error_of(wrong), ExecutionFailed)
-    assert "state 'total_out' has shape [1, 3]" in str(served.answers.error_of(wrong))
+    assert "state 'total_out' has shape [3] after a step, expected [2]" in str(served.answers.error_of(wrong))
 
 
 def test_unloading_answers_what_is_held(sequences: Any) -> None:

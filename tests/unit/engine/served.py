@@ -14,7 +14,7 @@ from service.config.model import DynamicBatching, InstanceGroup, ModelConfig
 from service.engine.devices import Device
 from service.engine.pool import Instance, SessionPool
 from service.engine.runtime import Runtime
-from service.engine.states import initial_states
+from service.engine.states import StepTensors
 from service.errors import ExecutionFailed, OutOfMemory
 from service.metrics import ModelMetrics
 from service.model import Model
@@ -60,7 +60,7 @@ class Served:
         if config.sequences is None:
             self.model = Model(*parts)
         else:
-            self.model = SequenceModel(*parts, initial_states(config.sequences, Path()))
+            self.model = SequenceModel(*parts, StepTensors(config, Path()))
         self.requests = Requests(config.inputs, config.batched)
         self.answers = Answers()
 

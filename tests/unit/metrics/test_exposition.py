@@ -46,7 +46,7 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 def busy() -> MetricsRegistry:
     """One model with something of everything."""
     registry = MetricsRegistry(clock=lambda: 1 * NS_PER_S)
-    state = ModelState(True, 3, 7, 20 * NS_PER_MS, 1_500 * NS_PER_MS, 1.25, 0.98, 0.03, 48, 4096, 5)
+    state = ModelState(True, 3, 7, 20 * NS_PER_MS, 1_500 * NS_PER_MS, 1.25, 0.98, 0.03, 48, 4096, 5, 2, 512, 9)
     metrics = ModelMetrics("m", "1", lambda: state)
     shard, other = metrics.shard(), metrics.shard()
     shard.record_batch(
@@ -115,6 +115,9 @@ def test_what_is_ours_has_its_values(busy: MetricsRegistry) -> None:
     assert value(samples, "onclock_batch_rows_limit") == 48
     assert value(samples, "onclock_staging_bytes") == 4096
     assert value(samples, "onclock_cuda_graphs") == 5
+    assert value(samples, "onclock_sequences") == 2
+    assert value(samples, "onclock_sequence_state_bytes") == 512
+    assert value(samples, "onclock_sequences_expired_total") == 9
     assert value(samples, "onclock_model_ready") == 1
     assert samples["onclock_device_healthy", frozenset({("device", "cpu")})] == 1
     assert samples["onclock_device_info", frozenset({("device", "cpu"), ("provider", "CPUExecutionProvider")})] == 1

@@ -129,7 +129,7 @@ def test_groups_on_one_device_add_up(tmp_path: Path) -> None:
         (parameter("latency_slo", "5"), "parameters[latency_slo]"),
         ('input { name: "z" }', "input[0].name"),
         ('input { name: "x" data_type: TYPE_INT8 }', "input[0].data_type"),
-        ("sequence_batching { }", "sequence_batching"),
+        ("ensemble_scheduling { }", "ensemble_scheduling"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_key(tmp_path: Path, text: str, path: str) -> None:
