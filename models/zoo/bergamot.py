@@ -13,22 +13,22 @@ throughout, so that an answer does not depend on the other rows of its batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from models.zoo.errors import ConversionError
+from models.zoo.graph import GraphBuilder, floats
 from models.zoo.marian import EMBEDDING, MarianFile, Quantised
+from models.zoo.session import Session
 
 Array = npt.NDArray[Any]
 
-OPSET = 17
-IR_VERSION = 8
 # Ends a sentence, in both languages.
 END = 0
 # Marian's constants of normalisation and masking, and the slowest wave of the position encoding.
@@ -128,29 +128,13 @@ class Weights:
             raise ConversionError(f"the model has tensors this network has not: {sorted(self._unused)[:5]}")
 
 
-class GraphBuilder:
-    """Nodes and constants as they are added. A node's output is named after the layer that makes it."""
+class TranslationGraph(GraphBuilder):
+    """Layers by the names of their weights. A node's output is named after the layer that makes it."""
 
     def __init__(self, weights: Weights, architecture: Architecture) -> None:
+        super().__init__()
         self.weights = weights
         self.sizes = architecture
-        self._nodes: list[onnx.NodeProto] = []
-        self._constants: dict[str, Array] = {}
-
-    def constant(self, name: str, value: Array) -> str:
-        self._constants[name] = np.ascontiguousarray(value).reshape(value.shape)
-        return name
-
-    def integers(self, name: str, *values: int) -> str:
-        """A constant INT64 vector: axes, a shape."""
-        return self.constant(name, np.array(values, np.int64))
-
-    def number(self, name: str, value: float) -> str:
-        return self.constant(name, np.array(value, np.float32))
-
-    def node(self, operator: str, inputs: list[str], output: str, **attributes: object) -> str:
-        self._nodes.append(helper.make_node(operator, inputs, [output], **attributes))
-        return output
 
     def floats(self, integers: str, scale: float, output: str) -> str:
         """Quantised weights as float32."""
@@ -254,22 +238,9 @@ class GraphBuilder:
         self.node("Gemm", [row, weights, bias], "logits", transB=1)
         self.node("ArgMax", ["logits"], "next_id", axis=-1, keepdims=1)
 
-    def model(
-        self, name: str, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
-    ) -> onnx.ModelProto:
-        """The checked model."""
-        constants = [numpy_helper.from_array(value, key) for key, value in self._constants.items()]
-        graph = helper.make_graph(self._nodes, name, inputs, outputs, constants)
-        opsets = [helper.make_opsetid("", OPSET)]
-        model = helper.make_model(
-            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="onclock models.zoo"
-        )
-        onnx.checker.check_model(model, full_check=True)
-        return model
-
 
 def _encoder(weights: Weights, sizes: Architecture) -> onnx.ModelProto:
-    graph = GraphBuilder(weights, sizes)
+    graph = TranslationGraph(weights, sizes)
     length = graph.node("Shape", ["input_ids"], "positions.length", start=1, end=2)
     limit = graph.node("Squeeze", [length], "positions.limit")
     first = graph.constant("positions.first", np.array(0, np.int64))
@@ -286,12 +257,12 @@ def _encoder(weights: Weights, sizes: Architecture) -> onnx.ModelProto:
     return graph.model(
         "bergamot_encoder",
         [_integers("input_ids", "N", "S"), _integers("attention_mask", "N", "S")],
-        [_floats("encoder_hidden", "N", "S", sizes.width)],
+        [floats("encoder_hidden", "N", "S", sizes.width)],
     )
 
 
 def _decoder(weights: Weights, sizes: Architecture) -> onnx.ModelProto:
-    graph = GraphBuilder(weights, sizes)
+    graph = TranslationGraph(weights, sizes)
     current = graph.embedding("prev_id", "pos_in")
     mask = graph.mask("attention_mask")
     layers = range(1, sizes.decoder_layers + 1)
@@ -301,38 +272,40 @@ def _decoder(weights: Weights, sizes: Architecture) -> onnx.ModelProto:
         current = graph.feed_forward(current, f"decoder_l{layer}_ffn")
     graph.output(current)
     graph.node("Add", ["pos_in", graph.number("one", 1.0)], "pos_out")
-    states = [[_floats(f"ssru{layer}_{way}", "N", 1, sizes.width) for layer in layers] for way in ("in", "out")]
+    states = [[floats(f"ssru{layer}_{way}", "N", 1, sizes.width) for layer in layers] for way in ("in", "out")]
     return graph.model(
         "bergamot_decoder_step",
         [
             _integers("prev_id", "N", 1),
-            _floats("encoder_hidden", "N", "S", sizes.width),
+            floats("encoder_hidden", "N", "S", sizes.width),
             _integers("attention_mask", "N", "S"),
             *states[0],
-            _floats("pos_in", "N", 1),
+            floats("pos_in", "N", 1),
         ],
         [
-            _floats("logits", "N", sizes.vocabulary),
+            floats("logits", "N", sizes.vocabulary),
             _integers("next_id", "N", 1),
             *states[1],
-            _floats("pos_out", "N", 1),
+            floats("pos_out", "N", 1),
         ],
     )
-
-
-def _floats(name: str, *shape: str | int) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
 
 def _integers(name: str, *shape: str | int) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.INT64, shape)
 
 
-class Session(Protocol):
-    """What `translate` needs of an `onnxruntime.InferenceSession`."""
-
-    def run(self, output_names: Sequence[str], input_feed: Mapping[str, Array]) -> Sequence[Any]:
-        """The named outputs for these inputs."""
+def first_step(hidden: Array, mask: Array, architecture: Architecture = TINY11) -> dict[str, Array]:
+    """The decoder's inputs before the first token: nothing yet, and a state of zeros."""
+    rows = len(hidden)
+    zeros = np.zeros((rows, 1, architecture.width), np.float32)
+    return {
+        "prev_id": np.full((rows, 1), architecture.start, np.int64),
+        "encoder_hidden": hidden,
+        "attention_mask": mask,
+        **{f"ssru{layer}_in": zeros for layer in range(1, architecture.decoder_layers + 1)},
+        "pos_in": np.zeros((rows, 1), np.float32),
+    }
 
 
 def translate(encoder: Session, decoder: Session, ids: Sequence[int], architecture: Architecture = TINY11) -> list[int]:
@@ -343,18 +316,15 @@ def translate(encoder: Session, decoder: Session, ids: Sequence[int], architectu
     source = np.array([ids], np.int64)
     mask = np.ones_like(source)
     (hidden,) = encoder.run(["encoder_hidden"], {"input_ids": source, "attention_mask": mask})
-    layers = range(1, architecture.decoder_layers + 1)
-    zeros = np.zeros((1, 1, architecture.width), np.float32)
-    state: dict[str, Array] = {**{f"ssru{layer}": zeros for layer in layers}, "pos": np.zeros((1, 1), np.float32)}
-    previous = np.array([[architecture.start]], np.int64)
+    feeds = first_step(hidden, mask, architecture)
+    states = [name for name in feeds if name.endswith("_in")]
+    outputs = ["next_id", *(f"{name.removesuffix('_in')}_out" for name in states)]
     translated: list[int] = []
     for _ in range(math.ceil(MAX_LENGTH_FACTOR * len(ids))):
-        feeds = {"prev_id": previous, "encoder_hidden": hidden, "attention_mask": mask}
-        feeds |= {f"{name}_in": value for name, value in state.items()}
-        previous, *kept = decoder.run(["next_id", *(f"{name}_out" for name in state)], feeds)
-        state = dict(zip(state, kept, strict=True))
+        previous, *kept = decoder.run(outputs, feeds)
         token = int(previous[0, 0])
         if token == END:
             break
         translated.append(token)
+        feeds |= {"prev_id": previous, **dict(zip(states, kept, strict=True))}
     return translated

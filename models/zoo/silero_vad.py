@@ -6,11 +6,12 @@ chunk. Both figures are those of the package's own `OnnxWrapper` for 16 kHz.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+
+from models.zoo.session import Session
 
 Floats = npt.NDArray[np.float32]
 
@@ -26,13 +27,6 @@ THRESHOLD = 0.5
 VOWELS_HZ = ((700, 1220, 2600), (300, 2300, 3000), (400, 800, 2500), (600, 1700, 2500))
 PITCH_HZ = 130
 LOUDEST = 0.5
-
-
-class Session(Protocol):
-    """What `probabilities` needs of an `onnxruntime.InferenceSession`."""
-
-    def run(self, output_names: Sequence[str], input_feed: Mapping[str, npt.NDArray[Any]]) -> Sequence[Any]:
-        """The named outputs for these inputs."""
 
 
 def chunks(samples: Floats) -> Iterator[Floats]:

