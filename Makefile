@@ -1,5 +1,6 @@
 # Every target does its own set-up: a fresh machine needs only make and Python 3.11 or newer (with venv).
 #   make serve      serve the example models on 127.0.0.1:8001, metrics on :8002
+#   make zoo        fetch every pretrained model, publish it, and compare its answers with a server's
 #   make classify   fetch EfficientNet-Lite0, serve it and name what is in a photograph
 #   make test       the whole test suite         make lint types   what CI checks besides
 #   make load       a load test against `make serve`; `make load SCENARIO=step` another one
@@ -19,10 +20,10 @@ TESTS ?= tests
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve classify load test lint format types sim bench bench-gpu protos lock clean
+.PHONY: help serve zoo classify load test lint format types sim bench bench-gpu protos lock clean
 
 help:
-	@sed -n '2,7p' Makefile | sed 's/^# *//'
+	@sed -n '2,8p' Makefile | sed 's/^# *//'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -44,6 +45,10 @@ $(VENV)/.dev: $(VENV)/.server requirements/dev.lock
 
 serve: $(VENV)/.server
 	$(BIN)/onclock serve --model-repository $(REPOSITORY) $(FLAGS)
+
+zoo: $(VENV)/.dev
+	$(BIN)/onclock models fetch --all
+	$(BIN)/onclock models verify
 
 classify: $(VENV)/.dev
 	$(BIN)/python -m models.classify_demo

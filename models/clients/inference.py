@@ -59,9 +59,15 @@ class InferenceClient:
         self._channel.close()
 
     def infer(
-        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str] = (), timeout_s: float = 10.0
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str] = (),
+        timeout_s: float = 10.0,
+        parameters: Mapping[str, bool | int | str] | None = None,
     ) -> dict[str, Array]:
-        """Run `model` on `inputs` and return the named outputs (all when none is named).
+        """Run `model` on `inputs` and return the named outputs (all when none is named). `parameters` are those of the
+        protocol: `sequence_id`, `sequence_start`, `priority`...
 
         `timeout_s` is the deadline the server sees: it refuses at once what it cannot answer by then. Object arrays of
         `bytes` or `str` travel as BYTES. Raises `grpc.RpcError` with the server's status.
@@ -73,6 +79,11 @@ class InferenceClient:
             request.raw_input_contents.append(raw)
         for name in outputs:
             request.outputs.add(name=name)
+        for name, value in (parameters or {}).items():
+            kind = (
+                "bool_param" if isinstance(value, bool) else "int64_param" if isinstance(value, int) else "string_param"
+            )
+            setattr(request.parameters[name], kind, value)
         response = self._infer(request, timeout=timeout_s)
         tensors = zip(response.outputs, response.raw_output_contents, strict=True)
         return {tensor.name: _array(tensor, raw) for tensor, raw in tensors}

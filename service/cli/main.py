@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from service import logs
+from service.cli.extras import EXTRAS, add_extras, run_extra
 from service.cli.parsing import Commands, add_command
 from service.cli.progress import load_progress
 from service.cli.settings_flags import add_settings, given_settings
@@ -37,6 +38,7 @@ examples:
   onclock serve --model-repository models/examples
   onclock check models/examples
   onclock profile models/examples/digits --slo-ms 20 --json > digits.json
+  onclock models fetch efficientnet-lite0 --repository build/zoo
   onclock simulate --profile digits.json --slo-ms 20 --rate 2000
 
 exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted
@@ -67,6 +69,9 @@ exit codes: 0 stopped as asked, 1 failed, 2 wrong usage
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `onclock` with `argv` (default: the process's own) and return its exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given and given[0] in EXTRAS:
+        return run_extra(given)
     parser = build_parser()
     arguments, unknown = parser.parse_known_args(argv)
     if arguments.command is None and not unknown:
@@ -109,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_check(commands)
     add_profile(commands)
     add_simulate(commands)
+    add_extras(commands)
     _add_version(commands)
     return parser
 

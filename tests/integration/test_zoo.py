@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from models.zoo import detection, mnist, moonshine, ocr, photos, sentences, u2netp
+from models.zoo import detection, mnist, moonshine, ocr, photos, sentences, u2netp, verify
 from models.zoo.fetch import FetchError, fetch, read_member
 from models.zoo.preprocess import imagenet_tensor
 from models.zoo.publish import publish
@@ -76,6 +76,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(repository: Path) -> Iterator[RunningServer]:
     with running_server(repository, "--metrics-port", "0") as running:
         yield running
+
+
+def test_every_answer_is_that_of_onnx_runtime(repository: Path, tmp_path: Path) -> None:
+    """The questions of `onclock models verify`, of all recipes that are published here."""
+    questions = verify.published(repository)
+    assert {question.recipe for question in questions} == set(RECIPE_NAMES) - {"ppocr-det"}
+    found = list(verify.answers(repository, questions, tmp_path / "server.log"))
+    assert [(one.question.recipe, one.served) for one in found] == [(one.question.recipe, one.here) for one in found]
 
 
 def labels(repository: Path, model: str) -> list[str]:

