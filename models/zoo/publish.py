@@ -16,6 +16,10 @@ from pathlib import Path
 VERSION = "1"
 
 
+class PublishError(Exception):
+    """What is there already does not go together with what is to be published."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A model as it lies in a repository.
@@ -50,3 +54,39 @@ def publish(entry: Entry, repository: Path) -> Path:
             shutil.move(target, Path(scratch) / "former")
         fresh.rename(target)
     return target
+
+
+def publish_version(entry: Entry, repository: Path) -> Path:
+    """Add `entry` as the next version of its model, whose other versions stay; returns the version's directory.
+
+    The version appears in one step; the files beside the versions are replaced one by one after it. Raises `OSError`,
+    and `PublishError` if the model there has other labels: they are those of all its versions.
+    """
+    target = repository / entry.name
+    if not target.exists():
+        return publish(entry, repository) / VERSION
+    labels = target / "labels.txt"
+    if (
+        "labels.txt" in entry.files
+        and labels.exists()
+        and labels.read_text(encoding="utf-8") != entry.files["labels.txt"]
+    ):
+        raise PublishError(f"{target}: is a model of other classes; publish under another name, or remove it")
+    numbers = [int(path.name) for path in target.iterdir() if path.is_dir() and path.name.isdecimal()]
+    number = max(numbers, default=0) + 1
+    with tempfile.TemporaryDirectory(prefix=".publishing-", dir=target) as scratch:
+        fresh = Path(scratch) / "fresh"
+        fresh.mkdir()
+        for name, data in entry.version_files.items():
+            (fresh / name).write_bytes(data)
+        beside = dict(entry.files)
+        if entry.config is not None:
+            beside["config.pbtxt"] = entry.config
+        for name, content in beside.items():
+            aside = Path(scratch) / Path(name).name
+            aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        fresh.rename(target / str(number))
+        for name in beside:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(scratch) / Path(name).name).replace(target / name)
+    return target / str(number)

@@ -13,6 +13,7 @@ from service.cli.parsing import Commands, add_command
 
 # Command -> (module with `main(argv)`, what it does, the extra of the package that brings what it needs).
 EXTRAS = {
+    "transfer": ("models.transfer.command", "make a classifier of one's own on a pretrained network", "models"),
     "models": ("models.zoo.command", "list, fetch, check and describe pretrained models", "models"),
 }
 EXIT_MISSING = 1

@@ -1,0 +1,118 @@
+"""A head as ONNX, and the two as one model: checked against the pieces before anybody sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, compose, helper, version_converter
+
+from models.transfer.backbone import FEATURES
+from models.zoo.errors import ConversionError
+
+Floats = npt.NDArray[np.float32]
+
+# scikit-learn computes with 64 bits where ONNX has 32.
+TOLERANCE = 2e-3
+OPSET = 17
+IR_VERSION = 8
+
+
+class ComposeError(ConversionError):
+    """The pieces do not fit, or the whole does not answer as they do. The message says by how much."""
+
+
+def head_model(pipeline: Any, width: int) -> onnx.ModelProto:
+    """A fitted scikit-learn pipeline as a model: `features` FP32 [N, width] -> `label` INT64 [N], `probabilities`."""
+    from skl2onnx import to_onnx
+    from skl2onnx.common.data_types import FloatTensorType
+
+    model: onnx.ModelProto = to_onnx(
+        pipeline,
+        initial_types=[(FEATURES, FloatTensorType([None, width]))],
+        target_opset={"": OPSET, "ai.onnx.ml": 3},
+        options={"zipmap": False},
+    )
+    return finished(model, width)
+
+
+def finished(model: onnx.ModelProto, width: int | None) -> onnx.ModelProto:
+    """Outputs by the names that clients see, the batch dimension by one name."""
+    names = {"label": "label", "output_label": "label", "probabilities": "probabilities"}
+    names["output_probability"] = "probabilities"
+    for output in model.graph.output:
+        wanted = names.get(output.name)
+        if wanted is None or wanted == output.name:
+            continue
+        for node in model.graph.node:
+            for at, name in enumerate(node.output):
+                if name == output.name:
+                    node.output[at] = wanted
+        output.name = wanted
+    for value in (*model.graph.input, *model.graph.output):
+        shape = value.type.tensor_type.shape
+        if shape.dim:
+            shape.dim[0].Clear()
+            shape.dim[0].dim_param = "N"
+    if width is not None and model.graph.input[0].name != FEATURES:
+        raise ComposeError(f"the head takes '{model.graph.input[0].name}', expected '{FEATURES}'")
+    model.ir_version = IR_VERSION
+    onnx.checker.check_model(model)
+    return model
+
+
+def width_of(head: onnx.ModelProto) -> int:
+    """Features that a head takes."""
+    return int(head.graph.input[0].type.tensor_type.shape.dim[1].dim_value)
+
+
+def composed(below: onnx.ModelProto, head: onnx.ModelProto, width: int) -> onnx.ModelProto:
+    """Backbone and head as one model, with `features` as an output as well.
+
+    Raises `ComposeError` when the head takes other than the `width` features that the backbone gives.
+    """
+    if width_of(head) != width:
+        raise ComposeError(f"the head takes {width_of(head)} features, the backbone gives {width}")
+    lower = _at_opset(below)
+    upper = compose.add_prefix(
+        head, "head/", rename_inputs=False, rename_outputs=False, rename_edges=True, rename_nodes=True
+    )
+    for model in (lower, upper):
+        model.ir_version = IR_VERSION
+    whole = compose.merge_models(lower, upper, io_map=[(FEATURES, FEATURES)], outputs=None)
+    if FEATURES not in [output.name for output in whole.graph.output]:
+        whole.graph.output.append(helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["N", width]))
+    onnx.checker.check_model(whole)
+    return whole
+
+
+def _at_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    if opsets.get("", OPSET) == OPSET:
+        return model
+    try:
+        return version_converter.convert_version(model, OPSET)
+    except (RuntimeError, onnx.checker.ValidationError) as error:
+        raise ComposeError(
+            f"the backbone is of opset {opsets.get('')}, and cannot be brought to {OPSET}: "
+            f"{str(error).splitlines()[0]}; serve the head on the shared backbone instead (--shared)"
+        ) from error
+
+
+def check(model: onnx.ModelProto, feeds: dict[str, npt.NDArray[Any]], expected: Floats, what: str) -> None:
+    """Compare a model's probabilities with what the pieces gave. Raises `ComposeError`."""
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    probabilities, label = session.run(["probabilities", "label"], feeds)
+    difference = float(np.abs(probabilities - expected).max())
+    sure = np.sort(expected, axis=1)
+    clear = sure[:, -1] - sure[:, -2] > 2 * TOLERANCE
+    wrong = int((np.asarray(label).reshape(-1)[clear] != expected.argmax(axis=1)[clear]).sum())
+    if not difference <= TOLERANCE or wrong:
+        raise ComposeError(
+            f"{what} does not answer as its pieces do: probabilities differ by {difference:.2g} (at most {TOLERANCE}), "
+            f"{wrong} labels are others"
+        )

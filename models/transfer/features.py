@@ -1,0 +1,71 @@
+"""Features of many examples: computed once, kept, and computed in batches with something to look at.
+
+Kept under the digest of the network, of the preparation and of the example, in `$ONCLOCK_CACHE/features` (see
+`models.zoo.fetch`): training again with another head, or with a few more pictures, takes seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.progress import Progress
+
+from models.transfer.data import Example
+from models.zoo.fetch import cache_directory
+
+Floats = npt.NDArray[np.float32]
+# Examples to the inputs of a network, one row each.
+Prepare = Callable[[Sequence[Example]], dict[str, npt.NDArray[Any]]]
+
+BATCH = 16
+
+
+def extract(model: bytes, prepare: Prepare, prepared_by: str, examples: Sequence[Example]) -> Floats:
+    """FP32 [N, width]: the output `features` of `model` for each example. Raises what `prepare` raises."""
+    network = hashlib.sha256(model).hexdigest()
+    path = cache_directory().parent / "features" / f"{network[:32]}-{prepared_by}.npz"
+    known = _read(path)
+    missing = list({e.digest: e for e in examples if e.digest not in known}.values())
+    if missing:
+        session = _session(model)
+        with Progress(transient=True) as progress:
+            for batch in progress.track(list(_batches(missing)), description="features"):
+                rows = session.run(["features"], prepare(batch))[0]
+                known |= {e.digest: np.asarray(row, np.float32) for e, row in zip(batch, rows, strict=True)}
+        _write(path, known)
+    return np.stack([known[example.digest] for example in examples])
+
+
+def _session(model: bytes) -> Any:
+    """On a GPU where there is one."""
+    import onnxruntime as ort
+
+    from service.engine.devices import find_devices
+
+    (device, *_) = find_devices("auto", cpu_slots=1, gpu_slots=1, cpu_threads=1).taken
+    return ort.InferenceSession(model, providers=list(dict.fromkeys((device.provider, "CPUExecutionProvider"))))
+
+
+def _batches(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+    for first in range(0, len(examples), BATCH):
+        yield examples[first : first + BATCH]
+
+
+def _read(path: Path) -> dict[str, Floats]:
+    try:
+        with np.load(path) as kept:
+            return dict(zip(kept["digests"].tolist(), kept["rows"], strict=True))
+    except (OSError, ValueError, KeyError, EOFError):
+        return {}  # not there, or damaged: computed again
+
+
+def _write(path: Path, known: dict[str, Floats]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, digests=np.array(list(known)), rows=np.stack(list(known.values())))
+    partial.rename(path)
