@@ -24,7 +24,12 @@ class ComposeError(ConversionError):
     """The pieces do not fit, or the whole does not answer as they do. The message says by how much."""
 
 
-def head_model(pipeline: Any, width: int) -> onnx.ModelProto:
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the standard operators that a model is written in."""
+    return int({entry.domain: entry.version for entry in model.opset_import}.get("", OPSET))
+
+
+def head_model(pipeline: Any, width: int, opset: int = OPSET) -> onnx.ModelProto:
     """A fitted scikit-learn pipeline as a model: `features` FP32 [N, width] -> `label` INT64 [N], `probabilities`."""
     from skl2onnx import to_onnx
     from skl2onnx.common.data_types import FloatTensorType
@@ -32,7 +37,7 @@ def head_model(pipeline: Any, width: int) -> onnx.ModelProto:
     model: onnx.ModelProto = to_onnx(
         pipeline,
         initial_types=[(FEATURES, FloatTensorType([None, width]))],
-        target_opset={"": OPSET, "ai.onnx.ml": 3},
+        target_opset={"": max(OPSET, opset), "ai.onnx.ml": 3},
         options={"zipmap": False},
     )
     return finished(model, width)
@@ -58,7 +63,7 @@ def finished(model: onnx.ModelProto, width: int | None) -> onnx.ModelProto:
             shape.dim[0].dim_param = "N"
     if width is not None and model.graph.input[0].name != FEATURES:
         raise ComposeError(f"the head takes '{model.graph.input[0].name}', expected '{FEATURES}'")
-    model.ir_version = IR_VERSION
+    model.ir_version = max(IR_VERSION, onnx.helper.find_min_ir_version_for(model.opset_import, True))
     onnx.checker.check_model(model)
     return model
 
@@ -75,12 +80,12 @@ def composed(below: onnx.ModelProto, head: onnx.ModelProto, width: int) -> onnx.
     """
     if width_of(head) != width:
         raise ComposeError(f"the head takes {width_of(head)} features, the backbone gives {width}")
-    lower = _at_opset(below)
+    lower = _raised(below)
     upper = compose.add_prefix(
         head, "head/", rename_inputs=False, rename_outputs=False, rename_edges=True, rename_nodes=True
     )
     for model in (lower, upper):
-        model.ir_version = IR_VERSION
+        model.ir_version = max(below.ir_version, head.ir_version)
     whole = compose.merge_models(lower, upper, io_map=[(FEATURES, FEATURES)], outputs=None)
     if FEATURES not in [output.name for output in whole.graph.output]:
         whole.graph.output.append(helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["N", width]))
@@ -88,16 +93,16 @@ def composed(below: onnx.ModelProto, head: onnx.ModelProto, width: int) -> onnx.
     return whole
 
 
-def _at_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    opsets = {entry.domain: entry.version for entry in model.opset_import}
-    if opsets.get("", OPSET) == OPSET:
+def _raised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A backbone that is older than heads are written in, as one that is not. Raises `ComposeError`."""
+    if opset_of(model) >= OPSET:
         return model
     try:
         return version_converter.convert_version(model, OPSET)
     except (RuntimeError, onnx.checker.ValidationError) as error:
         raise ComposeError(
-            f"the backbone is of opset {opsets.get('')}, and cannot be brought to {OPSET}: "
-            f"{str(error).splitlines()[0]}; serve the head on the shared backbone instead (--shared)"
+            f"the backbone is of opset {opset_of(model)} and cannot be brought to {OPSET}: "
+            f"{str(error).splitlines()[0]}; export it anew"
         ) from error
 
 

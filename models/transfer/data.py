@@ -30,6 +30,8 @@ MOST_BYTES = 64 << 20
 MOST_PIXELS = 100_000_000
 # Unreadable pictures that are left out with a warning; more means that something is wrong with all of them.
 UNREADABLE_SHARE = 0.02
+# A category with more values than that says too little about each.
+MOST_VALUES = 200
 
 
 class DataError(Exception):
@@ -86,18 +88,18 @@ def read(
     text: str = "",
     image: str = "",
     split_column: str = "",
-    coarse: Sequence[str] = (),
+    leave_out: Sequence[str] = (),
 ) -> tuple[Dataset, Dataset | None]:
     """Training and test data; no test data (None) where `path` does not tell them apart.
 
-    `coarse` are columns of a table to leave out. Raises `DataError`.
+    `leave_out` are columns of a table to leave out. Raises `DataError`.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or directory")
     if path.is_dir():
         raw = _read_directory(path)
     elif path.suffix.lower() in (".csv", ".parquet"):
-        raw = _read_file(path, label, text, image, split_column, coarse)
+        raw = _read_file(path, label, text, image, split_column, leave_out)
     else:
         raise DataError(f"{path}: expected a directory with a folder for each class, a .csv or a .parquet file")
     return _numbered(raw, path)
@@ -247,8 +249,11 @@ def _table(path: Path) -> tuple[list[str], dict[str, list[Any]]]:
     except ImportError:
         raise DataError("CSV and Parquet files need pyarrow: pip install 'onclock[models]'") from None
     try:
-        reading = pyarrow.csv.read_csv if path.suffix.lower() == ".csv" else pyarrow.parquet.read_table
-        table = reading(path)
+        if path.suffix.lower() == ".parquet":
+            table = pyarrow.parquet.read_table(path)
+        else:
+            quoted = pyarrow.csv.ParseOptions(newlines_in_values=True)
+            table = pyarrow.csv.read_csv(path, parse_options=quoted)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
     names = [name for name in table.column_names if not name.startswith("__index_level_")]
@@ -276,7 +281,7 @@ def _picture(path: Path, source: str, value: object) -> bytes:
 
 
 def _columns(names: Sequence[str], columns: dict[str, list[Any]]) -> tuple[tuple[Column, ...], tuple[str, ...]]:
-    """What kind each column is; constant ones and ids (a different text in every row) teach nothing."""
+    """What kind each column is; constant ones and texts that all differ teach nothing."""
     kept: list[Column] = []
     notes: list[str] = []
     for name in names:
@@ -285,8 +290,8 @@ def _columns(names: Sequence[str], columns: dict[str, list[Any]]) -> tuple[tuple
         number = bool(values) and all(isinstance(value, int | float) for value in values)
         if different < 2:
             notes.append(f"column '{name}' is left out: it always says the same")
-        elif not number and different > 0.5 * len(values) and different > 50:
-            notes.append(f"column '{name}' is left out: nearly every row has another value (an id, a time?)")
+        elif not number and different > MOST_VALUES:
+            notes.append(f"column '{name}' is left out: it has {different} values (ids, times or texts?)")
         else:
             kept.append(Column(name, "number" if number else "category"))
     return tuple(kept), tuple(notes)

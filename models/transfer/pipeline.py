@@ -16,7 +16,7 @@ import onnx
 from models.transfer import baselines, report, tables
 from models.transfer.backbone import FEATURES, CutError, cut, cut_point
 from models.transfer.backbones import BACKBONES, Backbone
-from models.transfer.compose import check, composed, head_model
+from models.transfer.compose import check, composed, head_model, opset_of
 from models.transfer.data import DataError, Dataset, read
 from models.transfer.evaluate import Scores
 from models.transfer.features import extract
@@ -125,7 +125,7 @@ def transfer(options: Options, say: Callable[[str], None] = lambda _: None) -> R
     scores += [] if other is None else [other]
     scores += [baselines.plain(train, test, options.seed), baselines.majority(train, test)]
     clock.step("one model of the two, checked")
-    head = head_model(fitted.pipeline, ours.shape[1])
+    head = head_model(fitted.pipeline, ours.shape[1], opset_of(below))
     few = test.examples[:CHECKED]
     check(head, {FEATURES: theirs[: len(few)]}, probabilities[: len(few)], "the head")
     served = head

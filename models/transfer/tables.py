@@ -15,9 +15,6 @@ import numpy.typing as npt
 from models.transfer.compose import IR_VERSION, OPSET
 from models.transfer.data import Column, Dataset, Example
 
-# A category with more values than that is text.
-MOST_VALUES = 200
-
 
 def order(columns: Sequence[Column]) -> tuple[list[int], list[int]]:
     """Where the numbers and the categories are."""
@@ -63,7 +60,7 @@ def preparation(data: Dataset) -> Any:
         steps.append(("numbers", make_pipeline(SimpleImputer(), StandardScaler()), list(range(len(numbers)))))
     if categories:
         at = list(range(len(numbers), len(data.columns)))
-        steps.append(("categories", OneHotEncoder(handle_unknown="ignore", max_categories=MOST_VALUES), at))
+        steps.append(("categories", OneHotEncoder(handle_unknown="ignore"), at))
     return ColumnTransformer(steps, sparse_threshold=0.0)
 
 

@@ -1,0 +1,370 @@
+"""Cutting, fitting, composing, publishing: on tiny networks, with every piece compared with what it is made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper
+
+from models.transfer import backbones, pipeline
+from models.transfer.backbone import CutError, cut, cut_point
+from models.transfer.backbones import Backbone
+from models.transfer.command import main
+from models.transfer.compose import ComposeError, check, composed, head_model
+from models.transfer.data import Column, Dataset, Example
+from models.transfer.evaluate import Scores
+from models.transfer.features import extract
+from models.transfer.heads import KINDS, HeadError, fit
+from models.transfer.pipeline import Options, transfer
+from models.transfer.tables import feeds, matrix, preparation, table_model
+from models.zoo.publish import Entry, PublishError, publish_version
+from service.cli import main as onclock
+from tests.support import onnx_models
+from tests.unit.models.test_transfer_data import picture, write_folders
+
+WIDTH = 16
+
+
+def blobs(count: int = 120, classes: int = 3, width: int = WIDTH, seed: int = 0) -> tuple[Any, Any]:
+    """Features in clouds, one for each class, that touch."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    centres = rng.standard_normal((classes, width)) * 1.2
+    return (centres[labels] + rng.standard_normal((count, width))).astype(np.float32), labels.astype(np.int64)
+
+
+def classifier(layers: int = 2) -> onnx.ModelProto:
+    """`x` [N, 8] -> ... -> `t0` [N, 16] -> Gemm, Softmax -> `y`."""
+    rng = np.random.default_rng(1)
+    return onnx_models.make_model(
+        "classifier",
+        [
+            helper.make_node("MatMul", ["x", "w0"], ["m0"]),
+            helper.make_node("Tanh", ["m0"], ["seen"]),
+            helper.make_node("Gemm", ["seen", "w1", "b1"], ["scores"]),
+            helper.make_node("Softmax", ["scores"], ["y"]),
+        ],
+        [onnx_models.value("x", "FP32", ["N", 8])],
+        [onnx_models.value("y", "FP32", ["N", 3])],
+        {
+            "w0": rng.standard_normal((8, WIDTH)).astype(np.float32),
+            "w1": rng.standard_normal((WIDTH, 3)).astype(np.float32),
+            "b1": np.zeros(3, np.float32),
+        },
+    )
+
+
+def run(model: onnx.ModelProto, names: list[str], **feeds: Any) -> list[Any]:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return list(session.run(names, feeds))
+
+
+# Cutting
+
+
+def test_the_cut_is_before_the_last_classifier() -> None:
+    model = classifier()
+    assert cut_point(model) == "seen"
+    below = cut(model, "seen")
+    x = np.random.default_rng(2).standard_normal((3, 8)).astype(np.float32)
+    weights = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    np.testing.assert_allclose(run(below, ["features"], x=x)[0], np.tanh(x @ weights["w0"]), rtol=1e-5)
+    assert "w1" not in [i.name for i in below.graph.initializer]
+
+
+def test_a_tensor_called_features_can_be_cut_at(tmp_path: Path) -> None:
+    model = onnx_models.backbone(layers=2)
+    below = cut(model, "features")
+    x = np.ones((2, 8), np.float32)
+    assert np.array_equal(run(below, ["features"], x=x)[0], run(model, ["features"], x=x)[0])
+
+
+def test_pictures_of_features_are_made_flat() -> None:
+    model = onnx_models.conv_net()
+    tensor = next(node.output[0] for node in model.graph.node if node.op_type == "Conv")
+    below = cut(model, tensor)
+    shape = [d.dim_value or 2 for d in model.graph.input[0].type.tensor_type.shape.dim]
+    answer = run(below, ["features"], **{model.graph.input[0].name: np.ones(shape, np.float32)})[0]
+    assert answer.ndim == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "tensor", "said"),
+    [
+        (
+            onnx_models.identity(),
+            "",
+            "no classifier is found at the end of the network (its outputs are made by Identity)",
+        ),
+        (classifier(), "nothing", "the network has no tensor 'nothing'; the last ones are m0, seen, scores, y"),
+        (onnx_models.head(), "label", "'label' has no floating-point elements"),
+    ],
+)
+def test_where_nothing_can_be_cut(model: onnx.ModelProto, tensor: str, said: str) -> None:
+    with pytest.raises(CutError) as caught:
+        cut(model, tensor or cut_point(model))
+    assert said in str(caught.value)
+
+
+# Heads
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_head_learns_and_becomes_a_model_that_answers_alike(kind: str) -> None:
+    """Well above chance on clouds that touch; the ONNX head and the composed model give scikit-learn's answers."""
+    features, labels = blobs()
+    fitted = fit(features, labels, kind, seed=0, weighted=False)
+    held_out, truth = blobs(seed=0, count=300)
+    probabilities = fitted.pipeline.predict_proba(held_out)
+    assert (probabilities.argmax(axis=1) == truth).mean() > 0.8
+    head = head_model(fitted.pipeline, WIDTH)
+    check(head, {"features": held_out[:32]}, probabilities[:32], "the head")
+    below = cut(classifier(), "seen")
+    whole = composed(below, head, WIDTH)
+    x = np.random.default_rng(3).standard_normal((20, 8)).astype(np.float32)
+    expected = fitted.pipeline.predict_proba(run(below, ["features"], x=x)[0])
+    check(whole, {"x": x}, expected, "the composed model")
+    assert [output.name for output in whole.graph.output][:2] == ["label", "probabilities"]
+
+
+def test_the_best_of_all_heads_is_chosen_by_cross_validation() -> None:
+    features, labels = blobs()
+    fitted = fit(features, labels, "auto", seed=0, weighted=True)
+    assert fitted.scores[fitted.candidate.name] == min(fitted.scores.values())
+    assert len(fitted.scores) == 7
+
+
+def test_what_no_head_can_be_fitted_to() -> None:
+    features, labels = blobs(7)
+    with pytest.raises(HeadError, match="no head 'forest'; expected auto, logistic"):
+        fit(features, labels, "forest", 0, False)
+    with pytest.raises(HeadError, match="a class has 1 training examples"):
+        fit(features[:4], labels[:4], "logistic", 0, False)
+
+
+def test_a_head_of_the_wrong_width_is_refused() -> None:
+    features, labels = blobs(width=8)
+    head = head_model(fit(features, labels, "logistic", 0, False).pipeline, 8)
+    with pytest.raises(ComposeError, match="takes 8 features, the backbone gives 16"):
+        composed(cut(classifier(), "seen"), head, WIDTH)
+
+
+def test_a_model_that_answers_otherwise_is_found_out() -> None:
+    features, labels = blobs()
+    fitted = fit(features, labels, "logistic", 0, False)
+    head = head_model(fitted.pipeline, WIDTH)
+    expected = fitted.pipeline.predict_proba(features[:8])
+    with pytest.raises(ComposeError, match="the head does not answer as its pieces do"):
+        check(head, {"features": features[8:16]}, expected, "the head")
+
+
+def test_a_table_with_its_preparation_is_one_model() -> None:
+    """Missing numbers, missing and unknown categories: as scikit-learn has it."""
+    rng = np.random.default_rng(0)
+    columns = (Column("colour", "category"), Column("size", "number"), Column("weight", "number"))
+    examples = []
+    for number in range(200):
+        size = None if number % 17 == 0 else float(rng.standard_normal())
+        colour = None if number % 23 == 0 else ("red", "blue")[number % 2]
+        label = int((size or 0) + (colour == "red") > 0.5)
+        examples.append(Example(f"row {number}", (colour, size, float(number % 5)), label, str(number)))
+    data = Dataset("table", ("no", "yes"), examples, columns)
+    rows = matrix(examples, columns)
+    fitted = fit(rows, np.array([e.label for e in examples]), "logistic", 0, False, preparation(data))
+    model = table_model(fitted.pipeline, columns)
+    unknown = matrix([Example("new", ("green", None, 1.0), 0, "new"), *examples[:30]], columns)
+    check(model, feeds(unknown, columns), fitted.pipeline.predict_proba(unknown), "the model")
+    assert [i.name for i in model.graph.input] == ["numbers", "categories"]
+
+
+def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONCLOCK_CACHE", str(tmp_path))
+    model = cut(classifier(), "seen").SerializeToString()
+    prepared: list[int] = []
+
+    def prepare(examples: Any) -> dict[str, Any]:
+        prepared.append(len(examples))
+        return {"x": np.stack([np.full(8, float(e.digest), np.float32) for e in examples])}
+
+    examples = [Example("", "", 0, str(number)) for number in range(20)]
+    first = extract(model, prepare, "p", examples)
+    assert sum(prepared) == 20
+    again = extract(model, prepare, "p", [*examples, Example("", "", 0, "99")])
+    assert sum(prepared) == 21
+    assert np.array_equal(again[:20], first)
+    (kept,) = (tmp_path / "features").glob("*.npz")
+    kept.write_bytes(b"damaged")
+    assert np.array_equal(extract(model, prepare, "p", examples), first)
+
+
+# Scores
+
+
+def test_scores_by_hand() -> None:
+    truth = np.array([0, 0, 1, 1])
+    probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.3, 0.7]])
+    scores = Scores("s", probabilities.argmax(axis=1), truth, 2, probabilities)
+    assert scores.accuracy == 0.75
+    assert scores.confusion.tolist() == [[1, 1, 0], [0, 2, 0]]
+    assert scores.per_class()[0] == (1.0, 0.5, pytest.approx(2 / 3), 2)
+    assert scores.macro_f1 == pytest.approx((2 / 3 + 0.8) / 2)
+    assert scores.log_loss == pytest.approx(-np.log([0.9, 0.4, 0.8, 0.7]).mean())
+    assert scores.calibration_error == pytest.approx((0.1 + 0.6 + 0.2 + 0.3) / 4)
+    silent = Scores("none of them", np.array([-1, -1, 1, 1]), truth, 2)
+    assert (silent.accuracy, silent.log_loss, silent.reliability()) == (0.5, None, [])
+    assert silent.confusion[0].tolist() == [0, 0, 2]
+
+
+# From data to a version
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A backbone that looks at the mean colours of a picture's corners."""
+    monkeypatch.setenv("ONCLOCK_CACHE", str(tmp_path / "cache"))
+    model = onnx_models.backbone(inputs=12, width=WIDTH)
+
+    def prepare(examples: Any) -> dict[str, Any]:
+        from models.transfer.data import decoded
+
+        rows = [np.asarray(decoded(e.content).resize((2, 2)), np.float32).ravel() / 255 for e in examples]
+        return {"x": np.stack(rows)}
+
+    entry = Entry("tiny", "max_batch_size: 32\ndynamic_batching {}\n", {}, {"model.onnx": model.SerializeToString()})
+    made = Backbone(
+        name="tiny",
+        kind="images",
+        model=model.SerializeToString(),
+        prepare=prepare,
+        prepared_by="tiny",
+        preparation="none",
+        source="here",
+        licence="none",
+        labels=("a", "other", "thing"),
+        scores="scores",
+        entry=entry,
+    )
+    monkeypatch.setitem(backbones.BACKBONES, "tiny", lambda: made)
+
+
+def photographs(root: Path) -> Path:
+    """Two classes: dark and bright pictures."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name, level in (("dark", 40), ("bright", 200)):
+        (root / name).mkdir(parents=True)
+        for number in range(20):
+            noise = rng.integers(-30, 30, (16, 16, 3))
+            content = BytesIO()
+            Image.fromarray((level + noise).astype(np.uint8)).save(content, "PNG")
+            (root / name / f"{number}.png").write_bytes(content.getvalue())
+    return root
+
+
+def options(tmp_path: Path, **more: Any) -> Options:
+    given = {"name": "light", "backbone": "tiny", "head": "logistic", "report": tmp_path / "report", **more}
+    return Options(data=photographs(tmp_path / "data"), repository=tmp_path / "repository", **given)
+
+
+def test_from_pictures_to_a_version(tiny: None, tmp_path: Path) -> None:
+    """The model answers as its pieces, beside it is what it was made of; the second time it is the next version."""
+    result = transfer(options(tmp_path))
+    assert result.scores[0].accuracy == 1.0
+    assert [one.name.partition(":")[0] for one in result.scores[1:3]] == ["unchanged network", "pixels (32 x 32) alone"]
+    assert result.version == tmp_path / "repository" / "light" / "1"
+    facts = json.loads((result.version / "provenance.json").read_text())
+    assert facts["cut"] == "features"
+    assert facts["classes"] == ["bright", "dark"]
+    assert (facts["train"], facts["test"]) == (30, 10)
+    page = result.page.read_text()
+    assert page.count("<img") == 4
+    assert (tmp_path / "repository" / "light" / "labels.txt").read_text() == "bright\ndark\n"
+    assert onclock(["check", str(tmp_path / "repository")]) == 0
+    again = transfer(Options(tmp_path / "data", "light", tmp_path / "repository", "tiny", head="svm"))
+    assert again.version.name == "2"
+    first, second = (json.loads((v / "provenance.json").read_text()) for v in (result.version, again.version))
+    assert first["data"] == second["data"]
+
+
+def test_a_head_on_the_shared_network(tiny: None, tmp_path: Path) -> None:
+    """Kilobytes, with the network beside it, that name it and its digest."""
+    result = transfer(options(tmp_path, shared=True))
+    assert (result.version / "model.onnx").stat().st_size < 4096
+    assert (tmp_path / "repository" / "tiny" / "1" / "model.onnx").exists()
+    config = (tmp_path / "repository" / "light" / "config.pbtxt").read_text()
+    assert 'key: "backbone" value { string_value: "tiny" }' in config
+    assert onclock(["check", str(tmp_path / "repository")]) == 0
+
+
+def test_another_set_of_classes_is_another_model(tiny: None, tmp_path: Path) -> None:
+    transfer(options(tmp_path))
+    write_folders(tmp_path / "other", {"x": 8, "y": 8, "z": 8})
+    with pytest.raises(PublishError, match="is a model of other classes"):
+        transfer(Options(tmp_path / "other", "light", tmp_path / "repository", "tiny", head="logistic"))
+    assert sorted(p.name for p in (tmp_path / "repository" / "light").iterdir() if p.is_dir()) == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--data", "absent", "--name", "m", "--backbone", "tiny"], 1, "absent: no such file or directory"),
+        (["--data", "data", "--name", "m"], 1, "holds images; name a network to build on (--backbone)"),
+        (["--data", "data", "--name", "m", "--backbone", "tiny", "--cut", "nowhere"], 1, "no tensor 'nowhere'"),
+        (["--data", "data", "--name", "m", "--shared"], 2, "--shared needs --backbone"),
+        (["--data", "data", "--name", "m", "--backbone", "tiny", "--cut", "m0", "--shared"], 1, "leave --shared out"),
+    ],
+)
+def test_errors_of_the_command_say_what_to_do(
+    arguments: list[str],
+    status: int,
+    said: str,
+    tiny: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photographs(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(arguments)
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    assert code == status
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "build" / "zoo").exists(), "nothing is half published"
+
+
+def test_a_failure_publishes_nothing(tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found out before anything is written."""
+
+    def wrong(*_: Any) -> None:
+        raise ComposeError("it answers otherwise")
+
+    monkeypatch.setattr(pipeline, "check", wrong)
+    with pytest.raises(ComposeError):
+        transfer(options(tmp_path))
+    assert not (tmp_path / "repository").exists()
+
+
+def test_versions_are_added_beside_each_other(tmp_path: Path) -> None:
+    entry = Entry("m", "max_batch_size: 1\n", {"labels.txt": "a\nb\n"}, {"model.onnx": b"1"})
+    assert publish_version(entry, tmp_path).name == "1"
+    second = Entry("m", "max_batch_size: 2\n", {"labels.txt": "a\nb\n"}, {"model.onnx": b"2"})
+    assert publish_version(second, tmp_path).name == "2"
+    assert (tmp_path / "m" / "1" / "model.onnx").read_bytes() == b"1"
+    assert (tmp_path / "m" / "config.pbtxt").read_text() == "max_batch_size: 2\n"
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["1", "2", "config.pbtxt", "labels.txt"]
+
+
+def test_a_picture_is_a_picture() -> None:
+    """The pictures of these tests can be read, and differ."""
+    assert picture(1) != picture(2)

@@ -1,0 +1,178 @@
+"""Reading examples, and keeping what was trained on out of the test."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from models.transfer.data import Column, DataError, Dataset, Example, read
+from models.transfer.splits import separate
+
+
+def picture(seed: int, size: int = 24, kind: str = "PNG") -> bytes:
+    """A picture of its own: coarse random fields."""
+    rng = np.random.default_rng(seed)
+    fields = rng.integers(0, 255, (8, 8, 3)).astype(np.uint8)
+    made = Image.fromarray(fields).resize((size, size), Image.Resampling.BICUBIC)
+    content = io.BytesIO()
+    made.save(content, kind)
+    return content.getvalue()
+
+
+def write_folders(root: Path, counts: dict[str, int], first: int = 0) -> Path:
+    for offset, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            (root / name / f"{number}.png").write_bytes(picture(first + 1000 * offset + number, size=96))
+    return root
+
+
+def failing(path: Path, **how: str) -> str:
+    with pytest.raises(DataError) as caught:
+        read(path, **how)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_one_folder_for_each_class(tmp_path: Path) -> None:
+    train, test = read(write_folders(tmp_path, {"b": 4, "a": 5}))
+    assert test is None
+    assert (train.kind, train.classes) == ("images", ("a", "b"))
+    assert [example.label for example in train.examples] == [0] * 5 + [1] * 4
+
+
+def test_train_and_test_folders(tmp_path: Path) -> None:
+    write_folders(tmp_path / "train", {"a": 4, "b": 4})
+    write_folders(tmp_path / "val", {"a": 1}, first=50)
+    write_folders(tmp_path / "test", {"b": 2}, first=100)
+    train, test = read(tmp_path)
+    assert test is not None
+    assert (len(train.examples), len(test.examples)) == (9, 2)
+
+
+def test_texts_in_folders(tmp_path: Path) -> None:
+    for name in ("good", "bad"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            (tmp_path / name / f"{number}.txt").write_text(f"{name} text {number}")
+    train, _ = read(tmp_path)
+    assert train.kind == "text"
+    assert train.examples[0].content == "bad text 0"
+
+
+def test_a_table_of_numbers_and_categories(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    rows = "\n".join(
+        f"{n},{n / 2 if n != 3 else ''},{'red' if n % 2 else 'blue'},x{n},same,{n % 2}" for n in range(300)
+    )
+    path.write_text(f"id,size,colour,key,constant,kind\n{rows}\n")
+    train, _ = read(path, label="kind", leave_out=("id",))
+    assert train.kind == "table"
+    assert train.columns == (Column("size", "number"), Column("colour", "category"))
+    assert train.examples[3].content == (None, "red")
+    assert any("'key' is left out: it has 300 values" in note for note in train.notes)
+    assert any("'constant' is left out" in note for note in train.notes)
+
+
+def test_texts_over_several_lines_in_a_csv(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("kind,body\n" + "".join(f'{n % 2},"line one {n}\nline, two"\n' for n in range(12)))
+    train, _ = read(path, label="kind", text="body")
+    assert train.examples[5].content == "line one 5\nline, two"
+
+
+@pytest.mark.parametrize(
+    ("content", "how", "said"),
+    [
+        ("kind,x\na,1\n", {}, "which column has the labels? Say so with --label; there are kind, x"),
+        ("kind,x\na,1\n", {"label": "kin"}, "has no column 'kin'; did you mean 'kind'?"),
+        ("kind,x\n" + "a,1\na,2\n" * 4, {"label": "kind"}, "needs two classes at least, and there is only 'a'"),
+        ("kind,x\n" + "a,1\nb,2\n" * 4 + "c,3\n", {"label": "kind"}, "'c' (1): fewer than 4 examples"),
+        ("kind,x\n" + "a,1\nb,2\n" * 4 + ",3\n", {"label": "kind"}, "row 9 has no label (1 rows have none)"),
+        ("kind,x\n", {"label": "kind"}, "has no rows"),
+        ("kind,x\na,1,2\n", {"label": "kind"}, "cannot be read: CSV parse error"),
+        ("kind,x\n" + "a,1\nb,1\n" * 4, {"label": "kind"}, "no column is left to learn from"),
+        ("kind,x\n" + "a,1\nb,2\n" * 4, {"label": "kind", "split_column": "x"}, "expected train, val or test"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(content: str, how: dict[str, str], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(content)
+    assert said in failing(path, **how)
+
+
+def test_what_is_wrong_with_a_directory_is_said(tmp_path: Path) -> None:
+    assert "no such file or directory" in failing(tmp_path / "absent")
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    assert "no pictures or .txt files in folders" in failing(tmp_path / "data")
+    write_folders(tmp_path / "mixed", {"a": 4, "b": 4})
+    (tmp_path / "mixed" / "a" / "note.txt").write_text("hello")
+    assert "pictures and texts" in failing(tmp_path / "mixed")
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_and_many_are_an_error(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "few", {"a": 30, "b": 30})
+    (root / "a" / "broken.png").write_bytes(b"no picture")
+    train, _ = read(root)
+    assert len(train.examples) == 60
+    assert "1 pictures cannot be read and are left out: a/broken.png" in train.notes[0]
+    for number in range(4):
+        (root / "a" / f"broken{number}.jpg").write_bytes(b"no picture")
+    assert "5 of 65 pictures cannot be read" in failing(root)
+
+
+def test_test_classes_that_were_not_trained_are_an_error(tmp_path: Path) -> None:
+    write_folders(tmp_path / "train", {"a": 4, "b": 4})
+    write_folders(tmp_path / "test", {"c": 2}, first=100)
+    assert "the test data has the class 'c'" in failing(tmp_path)
+
+
+def example(digest: int, label: int) -> Example:
+    return Example(f"row {digest}", f"text {digest}", label, str(digest))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2)), min_size=20, max_size=80),
+    st.one_of(st.none(), st.lists(st.tuples(st.integers(0, 60), st.integers(0, 2)), min_size=1, max_size=20)),
+    st.integers(0, 5),
+)
+def test_nothing_is_trained_on_and_tested(
+    train: list[tuple[int, int]], test: list[tuple[int, int]] | None, seed: int
+) -> None:
+    """Each content is in one part at most, once; the same seed gives the same parts; nothing is made up."""
+    data = Dataset("text", ("a", "b", "c"), [example(*row) for row in train])
+    held_out = None if test is None else data.part([example(*row) for row in test])
+    try:
+        learned, tested, found = separate(data, held_out, seed)
+    except DataError:
+        return  # a class has nothing left to learn from
+    ours, theirs = ([e.digest for e in part.examples] for part in (learned, tested))
+    assert len(ours) == len(set(ours))
+    assert len(theirs) == len(set(theirs))
+    assert not set(ours) & set(theirs)
+    assert set(ours) | set(theirs) == {str(d) for d, _ in train} | {str(d) for d, _ in test or ()}
+    assert {e.label for e in learned.examples} == {0, 1, 2}
+    again = separate(data, held_out, seed)
+    assert [e.digest for e in again[1].examples] == theirs
+    assert found.lines()
+
+
+def test_leaks_are_reported(tmp_path: Path) -> None:
+    """The same pixels in another file format, the same twice, another label for the same, and a nearly equal one."""
+    write_folders(tmp_path / "train", {"a": 5, "b": 5})
+    write_folders(tmp_path / "test", {"a": 2, "b": 2}, first=500)
+    (tmp_path / "test" / "a" / "again.bmp").write_bytes(picture(0, size=96, kind="BMP"))
+    (tmp_path / "train" / "b" / "twice.png").write_bytes(picture(1, size=96))
+    (tmp_path / "test" / "b" / "saved-again.jpg").write_bytes(picture(1002, size=96, kind="JPEG"))
+    train, test = read(tmp_path)
+    _, _, found = separate(train, test, 0)
+    assert (found.between, found.within_train, found.contradicting) == (1, 1, 1)
+    assert len(found.near) == 1
+    assert "saved-again.jpg" in found.near[0][1]
+    assert any("not trained on" in line for line in found.lines())
