@@ -61,7 +61,7 @@ def check(
     found = _scan([repositories] if isinstance(repositories, Path) else repositories)
     findings: list[Finding] = []
     # Heads after all others, since they are completed from what they build on.
-    for model in sorted(found.models, key=lambda model: (_is_head(model), model.name)):
+    for model in sorted(found.models, key=lambda model: (model.backbone is not None, model.name)):
         findings += examine(model, default_max_batch_size, gpus, probe, findings)
     findings.sort(key=lambda finding: finding.model)
     console.print(_table(findings))
@@ -109,7 +109,7 @@ def examine(
             graph = read_graph(files.model_path)
             completed = _completed(model, graph, default_max_batch_size, gpus, others)
             _check_files(model, completed.config)
-            more = () if probe is None or _is_head(model) else tuple(probe(files, completed))
+            more = () if probe is None or model.backbone is not None else tuple(probe(files, completed))
         except ModelLoadError as error:
             findings.append(Finding(model.name, files.version, None, error))
         else:
@@ -148,13 +148,6 @@ def _check_files(model: ModelFiles, config: ModelConfig) -> None:
         path = model.directory / INITIAL_DIRECTORY / state.initial_file
         if state.initial_file and not path.is_file():
             raise ConfigError("sequence_batching.state.initial_state.data_file", f"{path} does not exist")
-
-
-def _is_head(model: ModelFiles) -> bool:
-    try:
-        return backbone_of(model.config) is not None
-    except ConfigError:
-        return False
 
 
 def _scan(repositories: Sequence[Path]) -> Scan:

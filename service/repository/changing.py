@@ -122,7 +122,13 @@ class ModelControl:
 
     def _look(self, watcher: Watcher) -> None:
         facts = self.facts()
-        for name in watcher.look(facts, now_ns()):
+        changed = watcher.look(facts, now_ns())
+        if not changed:
+            return
+        found = scan(self._directories)
+        heads = {model.name: model.backbone for model in found.models if model.backbone is not None}
+        # Heads after all others: what they build on may have come with them.
+        for name in sorted(changed, key=lambda name: (name in heads, name)):
             if self._stop.is_set():
                 return
             before = facts.get(name, {})
@@ -136,6 +142,11 @@ class ModelControl:
             # Files that changed while they were read are looked at again.
             if self.facts().get(name, {}) == before:
                 watcher.brought(name, before)
+        for name, backbone in heads.items():
+            # What could not be loaded for want of its backbone.
+            if backbone.name in changed and not self._repository.ready_versions(name):
+                with contextlib.suppress(ModelNotReady, UnknownModel):
+                    self.load(name)
 
     def facts(self) -> dict[str, Files]:
         """The files of every model. Raises `ModelLoadError` for a repository that cannot be read."""

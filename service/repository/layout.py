@@ -21,9 +21,10 @@ from pathlib import Path
 from service.config.build import build_version_policy
 from service.config.complete import model_filename
 from service.config.graph import model_file
-from service.config.model import SERVE_NEWEST, VersionPolicy
+from service.config.heads import backbone_of
+from service.config.model import SERVE_NEWEST, BackboneReference, VersionPolicy
 from service.config.pbtxt import CONFIG_FILENAME, read_config
-from service.errors import ModelLoadError
+from service.errors import ConfigError, ModelLoadError
 from service.pb.model_config_pb2 import ModelConfig
 
 # Names travel in metric labels, file names and logs, and clients write them by hand.
@@ -57,6 +58,14 @@ class ModelFiles:
     versions: tuple[VersionFiles, ...] = ()
     version_policy: VersionPolicy = SERVE_NEWEST
     error: ModelLoadError | None = None
+
+    @property
+    def backbone(self) -> BackboneReference | None:
+        """What the model is a head on, if it is one (a configuration that is wrong about it is refused at load)."""
+        try:
+            return backbone_of(self.config)
+        except ConfigError:
+            return None
 
     def version(self, number: int) -> VersionFiles | None:
         """The files of one version, if it is there."""

@@ -19,7 +19,6 @@ from service.clock import NS_PER_S, now_ns
 from service.config.heads import backbone_of
 from service.config.model import BackboneReference
 from service.errors import (
-    ConfigError,
     DeviceFailed,
     InvalidRequest,
     ModelLoadError,
@@ -192,7 +191,7 @@ class ModelRepository:
         with ThreadPoolExecutor(parallelism, thread_name_prefix="load") as pool:
             # Heads after all others: their backbones must be there.
             for heads in (False, True):
-                wave = [job for job in jobs if _is_head(job[0]) is heads]
+                wave = [job for job in jobs if (job[0].backbone is not None) is heads]
                 futures = [pool.submit(self._load, model, version, progress, stopping) for model, version in wave]
                 for future in futures:
                     future.result()
@@ -443,13 +442,6 @@ class ModelRepository:
         entries = self._known(name)
         newest = max(entries.values(), key=lambda entry: (bool(entry.reason), entry.version or 0))
         return ModelNotReady(f"Request for model '{name}' is not at ready state{_because(newest)}")
-
-
-def _is_head(model: ModelFiles) -> bool:
-    try:
-        return backbone_of(model.config) is not None
-    except ConfigError:
-        return False  # which is said when it is loaded
 
 
 def parse_version(text: str, name: str) -> int:

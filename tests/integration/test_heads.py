@@ -280,3 +280,21 @@ def test_a_backbone_that_is_replaced_stays_for_its_heads(tmp_path: Path) -> None
             ),
             "everything is gone",
         )
+
+
+def test_heads_that_come_with_their_backbone_or_before_it(tmp_path: Path) -> None:
+    """In `poll` mode, whatever the order of their names and of their coming: served once both are there."""
+    write_model(tmp_path, "other", onnx_models.mlp())
+    flags = ("--model-control-mode", "poll", "--repository-poll-secs", "0.2")
+    with running_server(tmp_path, *flags) as server:
+        client = Client(server.channel())
+
+        def state(name: str) -> str:
+            return next((m.state for m in client.call("RepositoryIndex").models if m.name == name), "")
+
+        write_model(tmp_path, "a0", head(0), config=ON_BACKBONE)
+        wait_for(lambda: state("a0") == "UNAVAILABLE", "it is tried without its backbone")
+        write_model(tmp_path, "a1", head(1), config=ON_BACKBONE)
+        write_model(tmp_path, "backbone", BACKBONE, config=BACKBONE_CONFIG)
+        wait_for(lambda: state("a0") == state("a1") == state("backbone") == "READY", "all three serve")
+        assert arrays(client.infer(request("a1", {"x": np.ones((1, 8), np.float32)})))
