@@ -4,6 +4,7 @@
     onclock models card NAME
     onclock models fetch NAME... | --all   [--repository build/zoo]
     onclock models verify [NAME...]        [--repository build/zoo]
+    onclock models ask NAME --url HOST:PORT
 
 Exit status 0: done; 1: something failed, with the reason on standard error; 2: wrong usage.
 """
@@ -22,13 +23,15 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
+from models.clients.inference import InferenceClient
 from models.serve import ServeError
 from models.zoo.errors import ConversionError
 from models.zoo.fetch import FetchError, cache_directory
 from models.zoo.publish import publish
+from models.zoo.questions import Remote
 from models.zoo.recipes import RECIPES, Recipe, RecipeError
 from models.zoo.torch_checkpoint import CheckpointError
-from models.zoo.verify import verify
+from models.zoo.verify import TIMEOUT_S, published, verify
 
 FAILURES = (FetchError, CheckpointError, ConversionError, RecipeError, ImportError, OSError)
 REPOSITORY = Path("build/zoo")
@@ -82,6 +85,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     _add_repository(verifying)
     verifying.add_argument("--log", type=Path, default=Path("build/zoo-server.log"), help="the server's log")
     verifying.set_defaults(run=_verify, parser=verifying)
+    asking = commands.add_parser("ask", help="ask a model on a running server its question, as a client would")
+    asking.add_argument("name", metavar="NAME", help="a model of the zoo")
+    asking.add_argument("--url", default="localhost:8001", help="gRPC address of the server [localhost:8001]")
+    _add_repository(asking)
+    asking.set_defaults(run=_ask, parser=asking)
     return parser
 
 
@@ -163,6 +171,27 @@ def _make(recipes: Sequence[Recipe], repository: Path) -> int:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
         return 1
     print(f"serve with: onclock serve --model-repository {repository}")
+    return 0
+
+
+def _ask(arguments: argparse.Namespace) -> int:
+    """The repository is needed for what lies beside a model: labels, an alphabet, a tokenizer."""
+    _check_names(arguments, [arguments.name])
+    questions = published(arguments.repository, [arguments.name])
+    if not questions:
+        print(f"{arguments.name} has no question, or is not in {arguments.repository}", file=sys.stderr)
+        return 1
+    (question,) = questions
+    try:
+        with InferenceClient(arguments.url) as client:
+            answer = question.ask(Remote(client, TIMEOUT_S), arguments.repository)
+    except grpc.RpcError as error:
+        print(f"{arguments.url}: {error.code().name}: {error.details()}", file=sys.stderr)
+        return 1
+    except FAILURES as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{question.asked} {answer}")
     return 0
 
 

@@ -121,3 +121,8 @@ def test_a_card_is_that_of_the_published_model(tmp_path: Path, capsys: pytest.Ca
 def test_nothing_to_verify_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("verify", "--repository", str(tmp_path)) == 1
     assert "publish models first" in capsys.readouterr().out
+
+
+def test_asking_where_nobody_answers_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("ask", "free", "--repository", str(tmp_path)) == 1
+    assert "free has no question" in capsys.readouterr().err
