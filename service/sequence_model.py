@@ -86,6 +86,8 @@ class SequenceModel(Model):
                 verdict, sequence = self._table.arrive(flags.identity, step, request.arrival_ns)
             if sequence is not None:
                 request.step = (self, sequence, step)
+        if before is not None and flags.start and verdict in (Verdict.RUN, Verdict.HELD):
+            before.discard(flags.identity)
         if verdict is Verdict.RUN:
             assert sequence is not None
             self._launch(sequence, step)
@@ -136,6 +138,14 @@ class SequenceModel(Model):
         """Whether a sequence is live here, or in what this one has replaced."""
         before = self._before
         return self._goes_on(identity) or (before is not None and before.continues(identity))
+
+    def discard(self, identity: int | str) -> None:
+        """The sequence has begun anew elsewhere: no further step of it is taken in, here or in what this one has
+        replaced."""
+        with self._steps:
+            self._table.discard(identity)
+        if self._before is not None:
+            self._before.discard(identity)
 
     def _goes_on(self, identity: int | str) -> bool:
         with self._steps:

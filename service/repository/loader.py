@@ -242,7 +242,9 @@ class Loader:
     def _measure(
         self, instance: Instance, config: ModelConfig, place: Placed, digest: str, sample: Sample
     ) -> tuple[Measured, bool]:
-        max_rows = config.max_batch_size if config.batched else 1
+        # Steps of sequences have one row each: what is not joined has one.
+        alone = config.sequences is not None and not config.joins_requests
+        max_rows = config.max_batch_size if config.batched and not alone else 1
         objective = config.objective
         plan = plan_session(config, place.device)
         try:

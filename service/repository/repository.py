@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -305,7 +305,7 @@ class ModelRepository:
             found = files.version(version)
             assert found is not None
             try:
-                self._bring_version(files, found, digest)
+                self._bring_version(files, found, digest, wanted)
             except ModelLoadError as error:
                 failures.append(error)
         if failures:
@@ -332,7 +332,7 @@ class ModelRepository:
         with self._lock:
             self._entries = {known: entries for known, entries in self._entries.items() if known != name}
 
-    def _bring_version(self, files: ModelFiles, version: VersionFiles, digest: str) -> None:
+    def _bring_version(self, files: ModelFiles, version: VersionFiles, digest: str, wanted: Sequence[int]) -> None:
         try:
             made_of = self._made_of(files, version, digest)
         except ModelLoadError:
@@ -370,7 +370,8 @@ class ModelRepository:
             log.error("model failed to load", extra={"model": files.name, "version": number, "reason": reason})
             raise ModelLoadError(reason) from error
         entry.digest = made_of
-        if beside is not None:
+        # Another version that serves on keeps its sequences to itself.
+        if beside is not None and (old is not None or beside.version not in wanted):
             loaded.model.replaces(beside)
         self._publish(entry, loaded)
         self._registry.record_load(files.name, succeeded=True)

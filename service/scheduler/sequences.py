@@ -94,6 +94,10 @@ class SequenceTable(Generic[T]):
         sequence = self._live.get(key)
         return sequence is not None and sequence.open
 
+    def discard(self, key: Hashable) -> None:
+        """Take in no more steps of a sequence; what runs and is held goes on to its end."""
+        self._live.pop(key, None)
+
     def live(self) -> list[LiveSequence[T]]:
         """The live sequences, the least recently used first."""
         return list(self._live.values())

@@ -337,7 +337,13 @@ def test_sequences_go_on_where_they_began_when_the_model_is_replaced(sequences: 
     assert new.sum_of(onward) == 3
     assert [new.sum_of(r) for r in (begun, anew, after)] == [-5, -7, -8]
     assert new.sum_of(last) == 4
-    assert old.stateful.state().sequences == 1, "the one that began anew elsewhere"
+    assert old.stateful.state().sequences == 0, "one has ended, one has begun anew elsewhere"
+    over = new.step(2, 1, end=True)
+    new.answers.wait(6)
+    assert new.sum_of(over) == -9
+    lost = new.step(2, 1)
+    new.answers.wait(7)
+    assert "START flag" in str(new.answers.error_of(lost)), "not on its state of before"
     assert not new.model.continues(1)
     old.model.expire(now_ns() + 2 * NS_PER_S)
     old.settle()
