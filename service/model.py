@@ -451,6 +451,9 @@ class Model:
     def replaces(self, before: Model) -> None:
         """Requests that went to `before` come here from now on."""
 
+    def retiring(self) -> None:
+        """The model serves no more and is to go when it has `finished`."""
+
     def finished(self) -> bool:
         """Whether there is nothing left to do for a model that serves no more, and nobody builds on it."""
         return not self.heads and self.idle()

@@ -11,6 +11,7 @@ to the one before it, which goes when it has none left.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -22,11 +23,13 @@ from service.config.model import ModelConfig
 from service.engine.pool import SessionPool
 from service.engine.runtime import Runtime
 from service.engine.states import Shapes, States, StepTensors
-from service.errors import InvalidRequest, QueueFull, SequenceAborted, ServiceError
+from service.errors import ExecutionFailed, InvalidRequest, QueueFull, SequenceAborted, ServiceError
 from service.metrics import ModelMetrics, ModelState
 from service.model import MAX_SHAPE_CLASSES, Model, with_model
 from service.request import BatchOutput, InferenceRequest, Responder, SequenceFlags, ShapeClass
-from service.scheduler import LatencyModel, LiveSequence, Next, QueuePolicy, SequenceTable, Step, Verdict
+from service.scheduler import LatencyModel, LiveSequence, Next, QueuePolicy, Segment, SequenceTable, Step, Verdict
+
+log = logging.getLogger(__name__)
 
 _Live = LiveSequence[InferenceRequest]
 _Step = Step[InferenceRequest]
@@ -151,6 +154,13 @@ class SequenceModel(Model):
         with self._steps:
             return self._table.open(identity)
 
+    def retiring(self) -> None:
+        """See `Model.retiring`: unless another has taken its place, no step can come any more, neither here nor, by way
+        of this one, to what it has replaced."""
+        if not self.replaced and self._before is not None:
+            self._before.replaced = False
+            self._before.retiring()
+
     def finished(self) -> bool:
         """See `Model.finished`: once replaced, when its last sequence is over."""
         before = self._before
@@ -202,22 +212,22 @@ class SequenceModel(Model):
         request = step.request
         flags = request.sequence
         assert flags is not None
-        responder = request.responder = _StepResponder(self, sequence, request.responder)
+        request.responder = _StepResponder(self, sequence, request.responder)
         states = self._tensors.initial if step.start else cast("States", sequence.state)
         try:
             shapes, data = self._tensors.before(flags.identity, step.start, step.end, states)
-        except InvalidRequest as error:
-            self._fail(request, InvalidRequest(f"model '{self.name}': {error}"))
-            return
-        try:
             request.inputs = [*request.inputs, *data]
             request.shape = self._whole_shape(request.shape, shapes)
             request.cost = request.shape.cost
             self._enqueue(request, now_ns())
-        except BaseException:
-            # Whoever answers this, the sequence must not wait for it.
-            responder.withdrawn()
-            raise
+        except InvalidRequest as error:
+            self._fail(request, InvalidRequest(f"model '{self.name}': {error}"))
+        except Exception as error:
+            # Whose turn this is may have nothing to do with who answers what: it ends here, with this step.
+            log.exception("a step could not be queued", extra={"model": self.name, "version": self.version})
+            self._runtime.cancel(request)
+            if self._claim(request):
+                self._fail(request, ExecutionFailed(f"model '{self.name}': unexpected {type(error).__name__}: {error}"))
 
     def _whole_shape(self, given: ShapeClass, added: Shapes) -> ShapeClass:
         whole = self._whole.get((given, added))
@@ -230,6 +240,14 @@ class SequenceModel(Model):
     def keep(self, outputs: Sequence[BatchOutput], row: int) -> States:
         """Copies of the states that the step in a batch's row leaves. Raises `ExecutionFailed`."""
         return self._tensors.after(outputs, row)
+
+    def _answer(self, segments: Sequence[Segment], outputs: list[BatchOutput]) -> list[InferenceRequest]:
+        answered = super()._answer(segments, outputs)
+        return [request for request in answered if cast("_StepResponder", request.responder).kept]
+
+    def not_kept(self, request: InferenceRequest, error: ServiceError) -> None:
+        """Fail a step that was run: the next one could not follow."""
+        self._fail(request, with_model(self, error))
 
     def ended(self, sequence: _Live, states: States | None) -> Next[InferenceRequest]:
         """The running step is done and leaves `states`, or was not run (None): what follows, for `follow`."""
@@ -277,19 +295,22 @@ class SequenceModel(Model):
 class _StepResponder:
     """Stands between the model and who answers a step: keeps the states and lets the next step go."""
 
-    __slots__ = ("_done", "_inner", "_model", "_sequence")
+    __slots__ = ("_done", "_inner", "_model", "_sequence", "kept")
 
     def __init__(self, model: SequenceModel, sequence: _Live, inner: Responder) -> None:
         self._model = model
         self._sequence = sequence
         self._inner = inner
         self._done = False
+        # Whether what the step has left, if it was run, is there for the next one.
+        self.kept = True
 
     def answer(self, request: InferenceRequest, outputs: Sequence[BatchOutput], first_row: int) -> None:
         try:
             states = self._model.keep(outputs, first_row)
         except ServiceError as error:
-            self.fail(request, with_model(self._model, error))
+            self.kept = False
+            self._model.not_kept(request, error)
             return
         # The states first: who has the answer may send the next step.
         following = self._finish(states)

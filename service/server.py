@@ -104,7 +104,7 @@ class Server:
             self._tracer,
         )
         self.repository = ModelRepository(settings.model_repository, loader, self.registry)
-        self._reaper = Reaper(self.repository.ready_models)
+        self._reaper = Reaper(self.repository.stateful_models)
         self._changes = ModelControl(self.repository, settings.model_repository)
         self._control_pool = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
         self._stream_pool = ThreadPoolExecutor(settings.max_streams, thread_name_prefix="stream")

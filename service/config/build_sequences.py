@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from service.clock import NS_PER_US
 from service.config.build import DATATYPE_NUMBERS, MAX_WAIT_US, datatype_of, inner_file
@@ -209,6 +210,7 @@ def _state(
     _check_fits(f"{path}.dims", spec, result)
     output = TensorSpec(result.name, datatype, dims, batched, axis=axis)
     shape, file = _initial(path, item, spec)
+    _check_fits(f"{path}.initial_state[0].dims", replace(spec, shape=shape), source)
     return State(spec, output, shape, file)
 
 
@@ -242,7 +244,7 @@ def _axis(
 
 
 def _fits(stated: int, size: int) -> bool:
-    return size in (-1, stated)
+    return -1 in (stated, size) or stated == size
 
 
 def _batch_symbols(inputs: Sequence[GraphTensor]) -> frozenset[Dimension]:
@@ -258,9 +260,7 @@ def _check_fits(path: str, spec: TensorSpec, tensor: GraphTensor) -> None:
     sizes = tensor.sizes()
     batch = spec.axis if spec.batched else -1
     if len(whole) != len(sizes) or not all(
-        _fits(stated, size) or stated == -1
-        for at, (stated, size) in enumerate(zip(whole, sizes, strict=True))
-        if at != batch
+        _fits(stated, size) for at, (stated, size) in enumerate(zip(whole, sizes, strict=True)) if at != batch
     ):
         place = f" with the batch dimension at {spec.axis}" if spec.batched else ""
         raise ConfigError(path, f"{list(spec.shape)}{place} is not the shape of {tensor}")

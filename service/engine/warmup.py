@@ -193,15 +193,17 @@ def _shape_class(shapes: Sequence[tuple[int, ...] | None]) -> ShapeClass:
 
 
 def vary(sample: Sample, config: ModelConfig) -> Sample:
-    """Another row of the same shape: other numbers in floating-point inputs, everything else the same."""
+    """Another row of the same shape: other numbers in what clients send and sequences keep where it is floating-point,
+    everything else (what tells the model which step it is among it) the same."""
     rng = np.random.default_rng(1)
+    told = {control.spec.name for control in config.sequences.controls} if config.sequences is not None else set()
     inputs: list[InputData | None] = []
     for spec, shape, data in zip(config.session_inputs, sample.shape.shapes, sample.inputs, strict=True):
         floating = spec.datatype in (DataType.FP16, DataType.FP32, DataType.FP64)
         # Four times as large: what scales over the batch shows.
         inputs.append(
             (rng.standard_normal(element_count(shape)) * 4).astype(spec.datatype.dtype).tobytes()
-            if shape is not None and floating and spec.batched
+            if shape is not None and floating and spec.batched and spec.name not in told
             else data
         )
     return replace(sample, inputs=tuple(inputs))

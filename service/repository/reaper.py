@@ -16,7 +16,7 @@ PERIOD_S = 0.25
 
 
 class Reaper:
-    """A thread that runs between `start` and `stop`. `models`: those that serve."""
+    """A thread that runs between `start` and `stop`. `models`: those that serve and keep sequences."""
 
     def __init__(self, models: Callable[[], Iterable[Model]]) -> None:
         self._models = models

@@ -95,6 +95,10 @@ class ModelRepository:
         # Replaced whole, read without a lock: name -> version -> model, ascending.
         self._ready: dict[str, dict[int, Model]] = {}
         self.generation = 0
+        # Those of them that keep sequences: looked at often, so they are not sought among a thousand others.
+        self._stateful: tuple[Model, ...] = ()
+        # Models that serve no more and have not gone yet: requests and sequences of theirs may be live.
+        self._retiring: frozenset[Model] = frozenset()
         # Told of every model that begins or ceases to answer.
         self.on_change: Callable[[str, bool], None] = lambda _name, _ready: None
 
@@ -135,6 +139,10 @@ class ModelRepository:
         """Every model version that can answer, by name and version."""
         ready = self._ready
         return [ready[name][version] for name in sorted(ready) for version in sorted(ready[name])]
+
+    def stateful_models(self) -> tuple[Model, ...]:
+        """Those that can answer and keep sequences."""
+        return self._stateful
 
     def config_message(self, model: Model) -> Any:
         """The completed `ModelConfig` message of a model."""
@@ -280,11 +288,19 @@ class ModelRepository:
             entry.loaded = loaded
             entry.reason = ""
             versions = {**self._ready.get(model.name, {}), model.version: model}
-            self._ready = {**self._ready, model.name: versions}
-            self.generation += 1
+            self._set_ready(model.name, versions)
             if entry.state is VersionState.LOADING:
                 entry.state = transition(entry.state, Event.LOADED)
         self.on_change(model.name, True)
+
+    def _set_ready(self, name: str, versions: dict[int, Model]) -> None:
+        """What answers for `name` from now on. The lock is held."""
+        self._ready = {**self._ready, name: versions}
+        self._stateful = (
+            *(model for model in self._stateful if model.name != name),
+            *(model for model in versions.values() if model.stateful),
+        )
+        self.generation += 1
 
     # ---------------------------------------------------------------- changing
 
@@ -381,7 +397,7 @@ class ModelRepository:
         for note in loaded.notes:
             log.info("model note", extra={"model": files.name, "version": number, "note": note})
         if old is not None:
-            retire(old.model, self._registry)
+            self._let_go(old.model)
 
     def _unload(self, entry: Entry) -> None:
         assert entry.loaded is not None
@@ -389,8 +405,7 @@ class ModelRepository:
         with self._lock:
             entry.state = transition(entry.state, Event.UNLOAD)
             versions = {v: m for v, m in self._ready.get(model.name, {}).items() if v != model.version}
-            self._ready = {**self._ready, model.name: versions}
-            self.generation += 1
+            self._set_ready(model.name, versions)
         self.on_change(model.name, bool(versions))
 
         def unloaded() -> None:
@@ -401,7 +416,19 @@ class ModelRepository:
                 entry.state = transition(entry.state, Event.UNLOADED)
             log.info("model unloaded", extra={"model": model.name, "version": str(model.version)})
 
-        retire(model, self._registry, unloaded)
+        self._let_go(model, unloaded)
+
+    def _let_go(self, model: Model, done: Callable[[], None] = lambda: None) -> None:
+        """Of a model that serves no more: `done` is called when it has gone."""
+
+        def gone() -> None:
+            with self._lock:
+                self._retiring -= {model}
+            done()
+
+        with self._lock:
+            self._retiring |= {model}
+        retire(model, self._registry, gone)
 
     def _blame(self, name: str, version: int | None, reason: str) -> None:
         """Say in the index why a change came to nothing."""
@@ -417,18 +444,22 @@ class ModelRepository:
 
     def idle(self) -> bool:
         """Whether no request waits or runs."""
-        return all(model.idle() for model in self.ready_models())
+        return all(model.idle() for model in self._present())
 
     def close(self) -> None:
         """Stop scheduling every model; what is still queued is answered as refused."""
-        for model in self.ready_models():
+        for model in self._present():
             model.close()
 
     def fail_device(self, device: str, error: DeviceFailed) -> None:
         """Answer what waits for the models on a broken device; they accept nothing more."""
-        for model in self.ready_models():
+        for model in self._present():
             if device in model.policy.devices:
                 model.close(error)
+
+    def _present(self) -> list[Model]:
+        """Every model that may have requests."""
+        return [*self.ready_models(), *self._retiring]
 
     # ---------------------------------------------------------------- saying no
 

@@ -32,6 +32,7 @@ def retire(model: Model, registry: MetricsRegistry, done: Callable[[], None] = l
     def work() -> None:
         pause = threading.Event()
         pause.wait(LINGER_S)
+        model.retiring()
         end_ns = now_ns() + int((SEQUENCE_PATIENCE_S if model.stateful else PATIENCE_S) * NS_PER_S)
         # Seen twice: a request may be on its way from the handler into the queue.
         idle = False

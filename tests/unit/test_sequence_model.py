@@ -293,6 +293,9 @@ def test_a_state_that_cannot_be_fed_back_fails_the_step(sequences: Any) -> None:
     served.answers.wait(1)
     assert isinstance(served.answers.error_of(wrong), ExecutionFailed)
     assert "state 'total_out' has shape [3] after a step, expected [2]" in str(served.answers.error_of(wrong))
+    served.settle()
+    assert served.failures == {ExecutionFailed.reason: 1}
+    assert served.metrics.sum().totals.requests == 0, "nobody has got an answer"
 
 
 def test_unloading_answers_what_is_held(sequences: Any) -> None:
@@ -353,6 +356,26 @@ def test_sequences_go_on_where_they_began_when_the_model_is_replaced(sequences: 
     assert not new.model.continues(1)
 
 
+def test_what_is_unloaded_does_not_wait_for_the_sequences_of_what_it_has_replaced(sequences: Any) -> None:
+    """Nobody can send their steps any more."""
+    oldest, old, new = sequences(), sequences(), sequences()
+    for served in (oldest, old, new):
+        served.start()
+    oldest.step(1, 1, start=True)
+    old.step(2, 1, start=True)
+    for served, count in ((oldest, 1), (old, 1)):
+        served.answers.wait(count)
+        served.settle()
+    old.model.replaces(oldest.model)
+    new.model.replaces(old.model)
+    for served in (oldest, old):
+        served.model.retiring()
+        assert not served.model.finished(), "their sequences may go on"
+    new.model.retiring()
+    for served in (oldest, old, new):
+        assert served.model.finished()
+
+
 def test_a_step_that_went_to_the_old_model_is_cancelled_there(sequences: Any) -> None:
     old, new = sequences(), sequences()
     new.start()
@@ -367,7 +390,7 @@ def test_a_step_that_went_to_the_old_model_is_cancelled_there(sequences: Any) ->
 def test_what_goes_wrong_while_a_step_is_queued_does_not_hold_its_sequence(
     sequences: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bug there is the boundary's to answer; the next step runs."""
+    """The step itself is answered, and the next one runs."""
     served = sequences()
     served.start()
     served.step(7, 1, start=True)
@@ -378,12 +401,41 @@ def test_what_goes_wrong_while_a_step_is_queued_does_not_hold_its_sequence(
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(served.runtime, "enqueue", fails)
-    with pytest.raises(RuntimeError):
-        served.step(7, 1)
+    lost = served.step(7, 1)
     monkeypatch.setattr(served.runtime, "enqueue", enqueue)
     again = served.step(7, 2)
-    served.answers.wait(2)
+    served.answers.wait(3)
+    assert "unexpected RuntimeError: a bug" in str(served.answers.error_of(lost))
     assert served.sum_of(again) == 3
+
+
+def test_what_goes_wrong_while_a_held_step_is_let_go_is_that_steps_alone(
+    sequences: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that lets it go is answering other requests of the batch before it."""
+    served = sequences()
+    served.puppet.gate.clear()
+    served.start()
+    sent = [served.step(who, who, start=True) for who in (1, 2)]
+    served.puppet.begin()
+    held = served.step(1, 5)
+    behind = served.step(1, 6)
+    anew = served.step(1, 7, start=True)
+    tensors, others = served.stateful._tensors, served.stateful._tensors.before
+
+    def fails(identity: int, start: bool, end: bool, states: Any) -> Any:
+        if identity == 1 and not start:
+            raise RuntimeError("a bug")
+        return others(identity, start, end, states)
+
+    monkeypatch.setattr(tensors, "before", fails)
+    served.puppet.gate.set()
+    served.answers.wait(5)
+    served.settle()
+    assert [served.sum_of(request) for request in (*sent, anew)] == [1, 2, 7]
+    assert "unexpected RuntimeError: a bug" in str(served.answers.error_of(held))
+    assert isinstance(served.answers.error_of(behind), SequenceAborted)
+    assert served.metrics.sum().totals.requests == 3
 
 
 def test_a_step_leaves_no_cycle_behind(sequences: Any) -> None:

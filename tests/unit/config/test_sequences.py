@@ -69,6 +69,8 @@ def test_what_is_unset_is_tritons_default() -> None:
         ((None, None, None), "[ 2, 3 ]", "s=2", 2),
         ((None, None), "[ 3 ]", " s = 1 ", 1),
         (("N",), "[ ]", "", 0),
+        (("N", 5, 3), "[ -1, 3 ] of 5", "", 0),
+        ((5, "N", 3), "[ -1, 3 ] of 5", "", 1),
     ],
 )
 def test_where_the_batch_dimension_of_a_state_is(
@@ -76,7 +78,9 @@ def test_where_the_batch_dimension_of_a_state_is(
 ) -> None:
     """Where the file leaves room for it; where it has the batch's name; in front; or as the parameter says."""
     parameter = f'parameters {{ key: "state_batch_axis" value {{ string_value: "{more}" }} }}' if more else ""
-    text = one_state(f"dims: {dims} initial_state {{ zero_data: true dims: {dims.replace('-1', '0')} }}", parameter)
+    dims, _, size = dims.partition(" of ")
+    first = dims.replace("-1", size or "0")
+    text = one_state(f"dims: {dims} initial_state {{ zero_data: true dims: {first} }}", parameter)
     graph_state = tensor("s", *graph)
     sequences = completed(
         text, inputs=(X, graph_state), outputs=(Y, tensor("t", *(None,) * len(graph)))
@@ -89,6 +93,14 @@ def test_a_state_of_any_size_must_say_what_it_begins_with() -> None:
     error = refused(one_state("dims: [ -1 ]"), inputs=(X, tensor("s", "N", "L")), outputs=(Y, tensor("t", "N", "L")))
     assert error.path == "sequence_batching.state[0].initial_state"
     assert "leave sizes open" in str(error)
+
+
+def test_a_state_begins_with_sizes_that_the_model_takes() -> None:
+    """Also where the dims leave them open."""
+    text = one_state("dims: [ -1, 3 ] initial_state { dims: [ 4, 3 ] zero_data: true }")
+    error = refused(text, inputs=(X, tensor("s", "N", 5, 3)), outputs=(Y, tensor("t", "N", 5, 3)))
+    assert error.path == "sequence_batching.state[0].initial_state[0].dims"
+    assert "[4, 3]" in str(error)
 
 
 def test_controls_of_every_kind_and_type() -> None:
@@ -171,7 +183,8 @@ def test_an_unbatched_model_keeps_whole_tensors() -> None:
         (one_state("dims: [ 2 ]"), "sequence_batching.state[0].dims", "has not the 2 dims"),
         (one_state("dims: [ -2, 3 ]"), "sequence_batching.state[0].dims", "-1 for any"),
         (one_state("dims: [ 2, 3 ] data_type: TYPE_INT8"), "sequence_batching.state[0].data_type", "TYPE_FP32"),
-        (one_state("dims: [ 2, -1 ]"), "sequence_batching.state[0].dims", "do not make"),
+        (one_state("dims: [ 4, -1 ]"), "sequence_batching.state[0].dims", "do not make"),
+        (one_state("dims: [ 2, -1 ]"), "sequence_batching.state[0].initial_state", "leave sizes open"),
         (
             one_state("dims: [ 2, 3 ] initial_state { dims: [ 2, 4 ] zero_data: true }"),
             "sequence_batching.state[0].initial_state[0].dims",

@@ -158,6 +158,19 @@ def test_another_row_has_other_numbers_only(tmp_path: Path) -> None:
     assert feeds["rate"][1].shape == ()
 
 
+def test_what_tells_the_model_which_step_it_is_stays(tmp_path: Path) -> None:
+    """A model may compare a control with yes and no; a third value is none that it ever gets."""
+    config, _ = config_of_model(tmp_path, onnx_models.sequence_probe(), onnx_models.PROBE_CONFIG)
+    sample = samples(config, tmp_path)[0]
+    other = vary(sample, config)
+    changed = {
+        spec.name
+        for spec, one, two in zip(config.session_inputs, sample.inputs, other.inputs, strict=True)
+        if one != two
+    }
+    assert changed == {"x", "total"}
+
+
 # The first run
 
 

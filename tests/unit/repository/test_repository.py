@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from service.errors import InvalidRequest, ModelLoadError, ModelNotReady, UnknownModel, UnknownVersion
+from service.errors import DeviceFailed, InvalidRequest, ModelLoadError, ModelNotReady, UnknownModel, UnknownVersion
+from service.repository.layout import scan
 from service.repository.repository import ModelRepository, parse_version
 from service.repository.version_policy import VersionState
 from tests.support import onnx_models
-from tests.support.onnx_models import write_model
+from tests.support.onnx_models import PROBE_CONFIG, write_model
 from tests.unit.repository.loading import Progress, load_all, loader_of, repository_of
 
 ALL = "version_policy { all {} }"
@@ -282,6 +283,29 @@ def test_closing_stops_every_model(directory: Path) -> None:
     assert repository.idle()
     repository.close()
     assert not any(model.state().ready for model in repository.ready_models())
+
+
+@pytest.mark.parametrize("end", ["close", "fail_device"])
+def test_what_has_been_replaced_is_stopped_with_the_others(tmp_path: Path, end: str) -> None:
+    """It may still have requests and sequences, whose steps the new one passes on to it."""
+    write_model(tmp_path, "probe", onnx_models.sequence_probe(1), config=PROBE_CONFIG)
+    repository = repository_of(tmp_path, loader=loader_of(budget_ns=0))
+    load_all(repository)
+    old = repository.lookup("probe", "")
+    write_model(tmp_path, "probe", onnx_models.sequence_probe(2), config=PROBE_CONFIG)
+    found = scan([tmp_path]).model("probe")
+    assert found is not None
+    repository.bring(found, "")
+    new = repository.lookup("probe", "")
+    assert new is not old
+    assert repository.stateful_models() == (new,)
+    assert old.state().ready
+    if end == "close":
+        repository.close()
+    else:
+        repository.fail_device("cpu", DeviceFailed("broken"))
+    assert not old.state().ready
+    assert not new.state().ready
 
 
 @pytest.mark.parametrize("text", ["1", "007", "999999999999999999"])
