@@ -15,6 +15,7 @@ from rich.table import Table
 
 from models.transfer.backbones import BACKBONES
 from models.transfer.data import DataError
+from models.transfer.examples import EXAMPLES, prepare
 from models.transfer.heads import KINDS, HeadError
 from models.transfer.pipeline import Options, Result, transfer
 from models.zoo.errors import ConversionError
@@ -23,6 +24,9 @@ from models.zoo.publish import PublishError
 from models.zoo.recipe import RecipeError
 
 FAILURES = (DataError, HeadError, ConversionError, FetchError, RecipeError, PublishError, ImportError, OSError)
+
+# Where examples are written.
+EXAMPLE_DIRECTORY = Path("build/examples")
 
 _TEXT = """\
 Learn to tell classes apart from a few hundred examples: a pretrained network is cut before its own classifier, a small
@@ -34,6 +38,7 @@ Parquet file with a column of labels, and one of texts, one of pictures, or colu
 """
 _EPILOG = """\
 examples:
+  onclock transfer --example mails
   onclock transfer --backbone efficientnet-lite0 --data photos --name groceries
   onclock transfer --backbone minilm --data mails.csv --label kind --text body --name mails
   onclock transfer --data payments.parquet --label fraud --name fraud
@@ -45,10 +50,28 @@ def main(argv: Sequence[str] | None = None, prog: str = "onclock transfer") -> i
     """Run the command; its exit status."""
     parser = _parser(prog)
     given = parser.parse_args(argv)
+    example = EXAMPLES.get(given.example)
+    if (example is None) == (given.data is None):
+        parser.error("say what to learn from: --data PATH, or --example NAME for data to try it on")
+    if not given.name and example is None:
+        parser.error("the following arguments are required: --name")
+    if example is not None:
+        given.label = given.label or example.columns["label"]
+        given.text = given.text or example.columns.get("text", "")
+        given.image = given.image or example.columns.get("image", "")
+        given.split_column = given.split_column or example.columns.get("split_column", "")
+        given.leave_out = [*given.leave_out, *example.leave_out]
+        given.backbone = given.backbone or example.backbone
+        given.name = given.name or given.example
     if given.shared and not given.backbone:
         parser.error("--shared needs --backbone: a head shares the network it is on")
+    try:
+        data = given.data if example is None else prepare(given.example, EXAMPLE_DIRECTORY)
+    except FAILURES as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 1
     options = Options(
-        data=given.data,
+        data=data,
         name=given.name,
         repository=given.repository,
         backbone=given.backbone or "",
@@ -82,8 +105,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         prog=prog, description=_TEXT, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--data", type=Path, required=True, metavar="PATH", help="the examples: a directory, a .csv or a .parquet file")
-    add("--name", required=True, help="the model's name in the repository")
+    add("--data", type=Path, metavar="PATH", help="the examples: a directory, a .csv or a .parquet file")
+    known = "; ".join(f"{name}: {example.what}" for name, example in EXAMPLES.items())
+    add("--example", choices=sorted(EXAMPLES), help=f"instead of --data, data to try it on ({known})")
+    add("--name", help="the model's name in the repository [the example's]")
     add("--backbone", choices=sorted(BACKBONES), help="the network to build on; leave it out for a table")
     add("--test", type=Path, metavar="PATH", help="test examples, if not a part of the data [a quarter is held out]")
     add("--label", default="", metavar="COLUMN", help="the column of labels")

