@@ -285,6 +285,8 @@ class ModelRepository:
         model = loaded.model
         self._registry.add(model.metrics)
         with self._lock:
+            if entry.loaded is not None:
+                self._retiring |= {entry.loaded.model}
             entry.loaded = loaded
             entry.reason = ""
             versions = {**self._ready.get(model.name, {}), model.version: model}
@@ -405,6 +407,7 @@ class ModelRepository:
         with self._lock:
             entry.state = transition(entry.state, Event.UNLOAD)
             versions = {v: m for v, m in self._ready.get(model.name, {}).items() if v != model.version}
+            self._retiring |= {model}
             self._set_ready(model.name, versions)
         self.on_change(model.name, bool(versions))
 
@@ -419,15 +422,13 @@ class ModelRepository:
         self._let_go(model, unloaded)
 
     def _let_go(self, model: Model, done: Callable[[], None] = lambda: None) -> None:
-        """Of a model that serves no more: `done` is called when it has gone."""
+        """Of a model that is retiring: `done` is called when it has gone."""
 
         def gone() -> None:
             with self._lock:
                 self._retiring -= {model}
             done()
 
-        with self._lock:
-            self._retiring |= {model}
         retire(model, self._registry, gone)
 
     def _blame(self, name: str, version: int | None, reason: str) -> None:
@@ -458,8 +459,9 @@ class ModelRepository:
                 model.close(error)
 
     def _present(self) -> list[Model]:
-        """Every model that may have requests."""
-        return [*self.ready_models(), *self._retiring]
+        """Every model that may have requests. What is replaced at this moment is in it, once."""
+        with self._lock:
+            return [*self.ready_models(), *self._retiring]
 
     # ---------------------------------------------------------------- saying no
 

@@ -308,6 +308,30 @@ def test_what_has_been_replaced_is_stopped_with_the_others(tmp_path: Path, end: 
     assert not new.state().ready
 
 
+@pytest.mark.parametrize("unloads", [False, True])
+def test_a_model_is_seen_at_the_moment_it_stops_serving(tmp_path: Path, unloads: bool) -> None:
+    """Who stops everything right after the swap stops what was swapped out, too."""
+    write_model(tmp_path, "m", onnx_models.mlp())
+    repository = repository_of(tmp_path, loader=loader_of(budget_ns=0))
+    load_all(repository)
+    old = repository.lookup("m", "")
+    ready: list[bool] = []
+
+    def stop(_name: str, _ready: bool) -> None:
+        repository.close()
+        ready.append(old.state().ready)
+
+    repository.on_change = stop
+    if unloads:
+        repository.unload("m")
+    else:
+        write_model(tmp_path, "m", onnx_models.mlp(seed=1))
+        found = scan([tmp_path]).model("m")
+        assert found is not None
+        repository.bring(found, "")
+    assert ready == [False]
+
+
 @pytest.mark.parametrize("text", ["1", "007", "999999999999999999"])
 def test_numbers(text: str) -> None:
     """Up to 18 digits, which fit the protocol's numbers."""
