@@ -27,7 +27,7 @@ from benchmarks.report import Figure, Report, Table, publish
 from benchmarks.servers import Server, onclock_server, pinned
 from models.zoo.publish import Entry
 from models.zoo.publish import publish as publish_entry
-from models.zoo.recipes import silero_vad_16khz
+from models.zoo.recipes.silero_vad import silero_vad_16khz
 from service.pb import grpc_service_pb2 as pb
 
 CLIENTS = 200

@@ -19,7 +19,7 @@ import numpy as np
 from service.config.model import ModelConfig
 from service.engine.head import Head
 from service.engine.runtime import Runtime
-from service.errors import DeviceFailed, ServiceError
+from service.errors import DeviceFailed, ModelLoadError, ServiceError
 from service.metrics import ModelMetrics, ModelState
 from service.model import Model, Part, with_model
 from service.request import BatchOutput, InferenceRequest, ShapeClass
@@ -42,6 +42,7 @@ class HeadModel(Model):
         runtime: Runtime,
         metrics: ModelMetrics,
     ) -> None:
+        """Raises `ModelLoadError` when the backbone is on its way out."""
         super().__init__(config, version, policy, backbone.latency, {}, runtime, metrics, backbone.queue)
         self._backbone = backbone
         self._head = head
@@ -49,9 +50,13 @@ class HeadModel(Model):
         self._claiming = backbone._claiming
         self._counting = threading.Lock()
         self._present = 0
+        self._present_rows = 0
+        self._offered = 0
+        self._refused = 0
         positions = {spec.name: at for at, spec in enumerate(backbone.outputs)}
         self._positions = [positions[spec.name] for spec in head.inputs]
-        backbone.heads.add(self)
+        if not backbone.build_on(self):
+            raise ModelLoadError(f"model '{backbone.name}' version {backbone.version} is being unloaded")
 
     def shape_class(self, shapes: tuple[tuple[int, ...] | None, ...], sides: tuple[bytes, ...]) -> ShapeClass:
         """The backbone's: what has one shape shares a batch, whatever its head."""
@@ -63,27 +68,33 @@ class HeadModel(Model):
     def state(self) -> ModelState:
         """What the model is like right now. Requests that wait are those of this head that are not answered."""
         state = super().state()
-        return replace(state, pending_requests=self._present, pending_rows=self._present, staging_bytes=None)
+        present, rows = self._present, self._present_rows
+        return replace(state, pending_requests=present, pending_rows=rows, staging_bytes=None)
+
+    def offered(self) -> tuple[int, int]:
+        """See `Model.offered`: of this head alone."""
+        return self._offered, self._refused
 
     def submit(self, request: InferenceRequest) -> None:
         """Queue a request for the backbone, and for this head after it."""
         with self._counting:
+            self._offered += 1
             self._present += 1
+            self._present_rows += request.rows
         super().submit(request)
 
     def cancel(self, request: InferenceRequest) -> bool:
         """See `Model.cancel`."""
         queued = super().cancel(request)
         if queued:
-            self._gone()
+            self._gone(request)
         return queued
 
-    def refuse(self, refusal: Refusal) -> None:
-        """See `Model.refuse`."""
-        before = refusal.request.answered  # type: ignore[attr-defined]
-        super().refuse(refusal)
-        if not before:
-            self._gone()
+    def _refuse(self, request: InferenceRequest, refusal: Refusal) -> None:
+        super()._refuse(request, refusal)
+        with self._counting:
+            self._refused += 1
+        self._gone(request)
 
     def execute(self, dispatch: Dispatch) -> tuple[int | None, int]:
         """The batch is the backbone's, whoever is first in it."""
@@ -111,7 +122,7 @@ class HeadModel(Model):
             request.responder.answer(request, outputs, row)
             request.answered = True
             answered.append(request)
-            self._gone()
+            self._gone(request)
             row += request.rows
         return answered
 
@@ -129,11 +140,12 @@ class HeadModel(Model):
 
     def _fail(self, request: InferenceRequest, error: ServiceError) -> None:
         super()._fail(request, error)
-        self._gone()
+        self._gone(request)
 
-    def _gone(self) -> None:
+    def _gone(self, request: InferenceRequest) -> None:
         with self._counting:
             self._present -= 1
+            self._present_rows -= request.rows
 
     # ---------------------------------------------------------------- the way out
 
@@ -152,4 +164,4 @@ class HeadModel(Model):
     def release(self) -> None:
         """Let go of the head, and of the backbone if it waits for that."""
         super().release()
-        self._backbone.heads.discard(self)
+        self._backbone.build_on_no_more(self)

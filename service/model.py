@@ -93,8 +93,10 @@ class Model:
         # Output -> the names of its classes, for the classification extension.
         self.labels: Mapping[str, Sequence[str]] = {}
         self.queue = queue or runtime.add(policy, latency)
-        # Models that are heads on this one: their requests wait in its queue and ride in its batches.
-        self.heads: set[Model] = set()
+        # Who builds on this one: heads, whose requests wait in its queue and ride in its batches, and those that load.
+        self.heads: set[object] = set()
+        self._building = threading.Lock()
+        self._sealed = False
         # Tells this load of the version from any other.
         self.serial = next(_SERIALS)
 
@@ -187,8 +189,10 @@ class Model:
         """Answer a request that will not be run, with the reason and when to try again."""
         request = refusal.request
         assert isinstance(request, InferenceRequest)
-        if not self._claim(request):
-            return  # the rows of it that did run have failed already
+        if self._claim(request):  # else the rows of it that did run have failed already
+            self._refuse(request, refusal)
+
+    def _refuse(self, request: InferenceRequest, refusal: Refusal) -> None:
         error = refusal_error(f"model '{self.name}' version {self.version}", refusal)
         self._shard().record_refusal(error.reason, request.arrival_ns, now_ns())
         self._incident("refusing requests", reason=error.reason, detail=error)
@@ -454,9 +458,28 @@ class Model:
     def retiring(self) -> None:
         """The model serves no more and is to go when it has `finished`."""
 
+    def build_on(self, head: object) -> bool:
+        """Keep this model for as long as `head` needs it, until `build_on_no_more`; False when it is too late."""
+        with self._building:
+            if self._open and not self._sealed:
+                self.heads.add(head)
+                return True
+        return False
+
+    def build_on_no_more(self, head: object) -> None:
+        """`head` is gone. Whoever is not known is ignored."""
+        with self._building:
+            self.heads.discard(head)
+
     def finished(self) -> bool:
         """Whether there is nothing left to do for a model that serves no more, and nobody builds on it."""
         return not self.heads and self.idle()
+
+    def seal(self) -> bool:
+        """From now on nobody can build on this model; False when somebody does already."""
+        with self._building:
+            self._sealed = not self.heads
+        return self._sealed
 
     def close(self, error: ServiceError | None = None) -> None:
         """Accept nothing new and answer what is queued with `error` (unset: the model unloads); running batches

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from service.clock import NS_PER_MS
 from service.config.complete import DEFAULT_MAX_BATCH_SIZE, Completed, complete
-from service.config.graph import read_graph
-from service.config.heads import backbone_of, complete_head
+from service.config.graph import model_file, read_graph
+from service.config.heads import backbone_of, complete_head, file_digest
 from service.config.model import InstanceGroup, ModelConfig
 from service.config.pbtxt import CONFIG_FILENAME, to_text
 from service.config.sequences import INITIAL_DIRECTORY
@@ -42,6 +42,7 @@ class Finding:
     error: ModelLoadError | None
     notes: tuple[str, ...] = ()
     graph: Graph | None = None
+    path: Path | None = None
 
 
 def check(
@@ -113,7 +114,9 @@ def examine(
         except ModelLoadError as error:
             findings.append(Finding(model.name, files.version, None, error))
         else:
-            findings.append(Finding(model.name, files.version, completed, None, (*completed.notes, *more), graph))
+            findings.append(
+                Finding(model.name, files.version, completed, None, (*completed.notes, *more), graph, files.model_path)
+            )
     return findings
 
 
@@ -135,6 +138,11 @@ def _completed(
     below = max(wanted, key=lambda finding: finding.version)
     assert below.completed is not None
     assert below.graph is not None
+    assert below.path is not None
+    if reference.sha256 and reference.sha256 != file_digest(model_file(below.path)):
+        raise ConfigError(
+            "parameters[backbone_sha256]", f"the model file of '{reference.name}' is not the one this head was made for"
+        )
     completed, _ = complete_head(model.config, model.name, graph, below.completed, below.graph)
     return completed
 

@@ -7,8 +7,10 @@ its labels, its versions.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from service.config.complete import Completed, complete
 from service.config.model import BackboneReference, ModelConfig
@@ -29,6 +31,12 @@ def backbone_of(config: pb.ModelConfig | None) -> BackboneReference | None:
         return None
     given = {key: config.parameters[key].string_value for key in _OWN_PARAMETERS[:2] if key in config.parameters}
     return parse_backbone(given)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal: what `backbone_sha256` is compared with. Raises `OSError`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def complete_head(

@@ -6,7 +6,6 @@ What was decided without being asked (a batch size, batching switched off) is in
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from service.clock import now_ns
 from service.config.complete import Completed, complete
 from service.config.graph import model_file, read_graph
-from service.config.heads import backbone_of, complete_head
+from service.config.heads import backbone_of, complete_head, file_digest
 from service.config.model import BackboneReference, ModelConfig
 from service.config.signature import Graph
 from service.engine.batchable import check_batching
@@ -69,6 +68,7 @@ class Loaded:
     # What a head needs to know of its backbone: the tensors at its ends, and its file.
     graph: Graph | None = None
     path: Path | None = None
+    file_facts: tuple[int, int, int] = (0, 0, 0)
 
 
 class Loader:
@@ -92,6 +92,8 @@ class Loader:
         memory_before = resident_bytes()
         name, directory, config_file = model.name, model.directory, model.config
         path = model_file(version.model_path)
+        # Before it is read: a change from here on is seen.
+        facts = file_facts(path)
         graph = read_graph(path)
         reference = backbone_of(config_file)
         if reference is not None and config_file is not None:
@@ -173,7 +175,7 @@ class Loader:
             shortest_ns = measured.table[min(measured.table)].p50_ns
             neighbour = Neighbour(config.name, slots, config.objective.slo_ns, shortest_ns)
         grown = max(0, resident_bytes() - memory_before)
-        return Loaded(built, completed, notes, load_ns, from_cache, grown, neighbour, graph, path)
+        return Loaded(built, completed, notes, load_ns, from_cache, grown, neighbour, graph, path, facts)
 
     def _load_head(
         self,
@@ -186,13 +188,28 @@ class Loader:
     ) -> Loaded:
         """A model that is only a head: its session, on the queue of what serves already."""
         backbone = self.find_backbone(reference)
+        # It may be unloaded at any time: not before the head is there, or has failed.
+        loading = object()
+        if not backbone.model.build_on(loading):
+            raise ModelLoadError(f"parameters[backbone]: '{reference.name}' is being unloaded; load it first")
+        try:
+            return self._head_on(backbone, model, version, config_file, reference, graph, path)
+        finally:
+            backbone.model.build_on_no_more(loading)
+
+    def _head_on(
+        self,
+        backbone: Loaded,
+        model: ModelFiles,
+        version: int,
+        config_file: pb.ModelConfig,
+        reference: BackboneReference,
+        graph: Graph,
+        path: Path,
+    ) -> Loaded:
         assert backbone.graph is not None
-        assert backbone.path is not None
-        if reference.sha256 and reference.sha256 != file_digest(backbone.path):
-            raise ModelLoadError(
-                f"parameters[backbone_sha256]: the model file of '{reference.name}' that serves is another one than "
-                "this head was made for"
-            )
+        if reference.sha256:
+            _check_digest(backbone, reference)
         completed, inputs = complete_head(config_file, model.name, graph, backbone.completed, backbone.graph)
         config = completed.config
         head = Head(path, config, inputs, self._devices.cpu)
@@ -273,10 +290,31 @@ def _no_backbone(reference: BackboneReference) -> Loaded:
     raise ModelLoadError(f"parameters[backbone]: there is no model '{reference.name}' here")
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _check_digest(backbone: Loaded, reference: BackboneReference) -> None:
+    """Raises `ModelLoadError` unless what serves was loaded from the file that a head was made for."""
+    assert backbone.path is not None
+    # Its file is read only now, when somebody asks; what was loaded is in it if nobody has touched it since.
+    try:
+        digest = file_digest(backbone.path)
+        same = file_facts(backbone.path) == backbone.file_facts
+    except OSError as error:
+        raise ModelLoadError(f"parameters[backbone_sha256]: {backbone.path} cannot be read: {error}") from error
+    if not same:
+        raise ModelLoadError(
+            f"parameters[backbone_sha256]: {backbone.path} has changed since '{reference.name}' was loaded, so it "
+            "cannot be told whether this head fits; load that model again first"
+        )
+    if reference.sha256 != digest:
+        raise ModelLoadError(
+            f"parameters[backbone_sha256]: the model file of '{reference.name}' that serves is another one than "
+            "this head was made for"
+        )
+
+
+def file_facts(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is written or replaced: inode, size, time of the last change in ns. Raises `OSError`."""
+    facts = path.stat()
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def _warm_up(

@@ -38,7 +38,7 @@ def retire(model: Model, registry: MetricsRegistry, done: Callable[[], None] = l
         idle = False
         while now_ns() < end_ns:
             before, idle = idle, model.finished()
-            if before and idle:
+            if before and idle and model.seal():
                 break
             if model.heads:
                 # A backbone stays for as long as somebody builds on it.

@@ -10,10 +10,19 @@ import pytest
 
 from service.clock import NEVER_NS, now_ns
 from service.engine.buffers import batch_output
-from service.errors import DeviceFailed, Draining, ExecutionFailed, ModelNotReady, OutOfMemory, ServiceError
+from service.errors import (
+    DeviceFailed,
+    Draining,
+    ExecutionFailed,
+    ModelLoadError,
+    ModelNotReady,
+    OutOfMemory,
+    ServiceError,
+)
 from service.head_model import HeadModel
 from service.metrics import ModelMetrics
 from service.request import BatchOutput, InferenceRequest
+from service.scheduler import Refusal, RefusalReason
 from service.tensor import Array, DataType, TensorSpec
 from tests.unit.engine.served import POISON, Puppet, Served, X, Y, config_of, rows
 from tests.unit.engine.support import ANSWER_S, double_instance
@@ -201,3 +210,48 @@ def test_a_backbone_that_closes_answers_for_its_heads(family: Any) -> None:
         assert isinstance(mine.error_of(request), DeviceFailed)
     assert isinstance(mine.error_of(mine.send(1, rows(1))), ModelNotReady)
     assert all(head.idle() for head in mine.heads)
+
+
+def test_what_waits_and_what_came_is_each_heads_own(family: Any) -> None:
+    """In requests and in rows; what another head is asked is nothing to it."""
+    mine = family()
+    mine.send(0, rows(3))
+    mine.send(1, rows(2))
+    mine.send(1, rows(5))
+    mine.send(1, rows(5), deadline_ns=now_ns() + 1)
+    states = [head.state() for head in mine.heads]
+    assert [(state.pending_requests, state.pending_rows) for state in states] == [(1, 3), (2, 7)]
+    assert [head.offered() for head in mine.heads] == [(1, 0), (3, 1)]
+    mine.backbone.start()
+    mine.answers.wait(4)
+    mine.settle()
+    assert [head.offered() for head in mine.heads] == [(1, 0), (3, 1)]
+    assert [head.state().pending_rows for head in mine.heads] == [0, 0]
+
+
+def test_what_has_failed_already_is_not_counted_again_when_it_is_refused(family: Any) -> None:
+    """A request in parts: one has failed while another is being refused."""
+    mine = family()
+    request = mine.send(0, rows(1))
+    mine.backbone.runtime.withdraw(mine.below.queue, mine.heads[0])
+    refusal = Refusal(request, RefusalReason.EXPIRED, 0, 0)
+    assert mine.heads[0]._claim(request)
+    mine.heads[0]._fail(request, ExecutionFailed("the first part"))
+    mine.heads[0].refuse(refusal)
+    assert mine.heads[0].idle()
+    assert mine.heads[0].offered() == (1, 0)
+
+
+def test_a_backbone_that_is_sealed_takes_no_more_heads(family: Any) -> None:
+    """From then on it goes; as long as somebody builds on it, it cannot be sealed."""
+    mine = family(heads=1)
+    assert not mine.below.seal()
+    mine.heads[0].release()
+    loading = object()
+    assert mine.below.build_on(loading)
+    assert not mine.below.seal()
+    mine.below.build_on_no_more(loading)
+    assert mine.below.seal()
+    assert not mine.below.build_on(loading)
+    with pytest.raises(ModelLoadError, match="is being unloaded"):
+        mine.head(0, Times(1))
