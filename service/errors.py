@@ -1,7 +1,8 @@
 """Every way a request or a model can fail, and whose fault it is.
 
-A request passes five steps; each raises only its own errors:
+A request passes six steps; each raises only its own errors:
 
+    identify   Unauthenticated, Forbidden                    the caller may not
     decode     InvalidRequest, MessageTooLarge,              the client's message is wrong
                UnsupportedFeature, NotFound, AlreadyExists
     look up    UnknownModel, UnknownVersion, ModelNotReady   the name is wrong, or not ready yet
@@ -26,6 +27,18 @@ class ServiceError(Exception):
     """Base of every error that is answered to a client. `str(error)` is the message sent."""
 
     reason: ClassVar[str] = "internal"
+
+
+class Unauthenticated(ServiceError):
+    """The call shows no API key where one is needed, or one that is not known."""
+
+    reason = "unauthenticated"
+
+
+class Forbidden(ServiceError):
+    """The caller is known, and may not do this."""
+
+    reason = "forbidden"
 
 
 class InvalidRequest(ServiceError):

@@ -25,13 +25,15 @@ from service.engine.options import share_threads
 from service.engine.runtime import Runtime
 from service.errors import DeviceFailed, ModelLoadError
 from service.frontend import native_ingress
+from service.frontend.access import AccessInterceptor
 from service.frontend.admin import Admin
 from service.frontend.control import Control
 from service.frontend.health import Health
 from service.frontend.inference import InferenceHandler, unseen
-from service.frontend.ingress import Ingress
+from service.frontend.ingress import Ingress, idle_options
 from service.frontend.model_control import ModelControlRpcs
 from service.frontend.native_ingress import NativeIngress
+from service.frontend.security import Security, SecurityError
 from service.frontend.services import INFER_METHOD, register
 from service.frontend.shared_memory import Regions
 from service.frontend.stream import StreamService
@@ -77,6 +79,10 @@ class Server:
         self._on_failure = on_failure
         self.state = ServerState()
         self.registry = MetricsRegistry()
+        self._security = Security(
+            settings.tls_files, settings.api_keys, settings.security_poll_secs, self.registry.security_reloaded
+        )
+        access = self._security.access
         self.devices: Devices = find_devices(
             settings.device, settings.cpu_run_slots, settings.gpu_run_slots, settings.cpu_threads_per_slot
         )
@@ -110,24 +116,29 @@ class Server:
         self._stream_pool = ThreadPoolExecutor(settings.max_streams, thread_name_prefix="stream")
         self._grpc = grpc.server(
             self._control_pool,
+            interceptors=() if access is None else (AccessInterceptor(access),),
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
                 # Two servers on one port would share its connections at random; the second one must fail instead.
                 ("grpc.so_reuseport", 0),
+                *idle_options(settings.idle_timeout_s),
             ),
             # Control calls that may wait for a thread, and open streams. ModelInfer has its own bound.
             maximum_concurrent_rpcs=2 * settings.max_streams + 16 * settings.control_threads,
         )
         regions = Regions(settings.allow_client_shm, settings.max_in_flight_bytes)
         find = regions.find if settings.allow_client_shm else None
-        self._handler = InferenceHandler(self.repository, self.registry, find_region=find)
-        self._stream_handler = InferenceHandler(self.repository, self.registry, gated=False, find_region=find)
+        self._handler = InferenceHandler(self.repository, self.registry, find_region=find, access=access)
+        self._stream_handler = InferenceHandler(
+            self.repository, self.registry, gated=False, find_region=find, access=access
+        )
         self._streams = StreamService(
             self._stream_handler,
             settings.max_streams,
             max(settings.max_in_flight_bytes, settings.max_streams),
             settings.max_streams + 16 * settings.control_threads,
+            access,
         )
         self._ingress = self._make_ingress()
         self._handler.outbox = self._ingress
@@ -146,8 +157,19 @@ class Server:
         self._change_pool = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="change")
         register(self._grpc, control, admin, regions, changes, self._change_pool, self._streams, self._stream_pool)
         self.registry.streams = lambda: self._streams.streams
+        self.registry.connections = self._ingress.count_connections
+        certificates = self._security.certificates
+        self.registry.certificate_end_s = lambda: None if certificates is None else certificates.end_s
         self._metrics = (
-            MetricsServer(settings.host, settings.metrics_port, self.registry) if settings.metrics_enabled else None
+            MetricsServer(
+                settings.metrics_host or settings.host,
+                settings.metrics_port,
+                self.registry,
+                (lambda: certificates.context) if certificates is not None and settings.metrics_tls else None,
+                None if access is None else access.may_scrape,
+            )
+            if settings.metrics_enabled
+            else None
         )
         self.grpc_port = 0
         self.metrics_port = 0
@@ -163,7 +185,9 @@ class Server:
             if self._gpus.why_not:
                 log.warning("no metrics of the GPUs", extra={"reason": self._gpus.why_not})
         try:
-            self.grpc_port = self._ingress.open(settings.host, settings.grpc_port)
+            self.grpc_port = self._ingress.open(settings.host, settings.grpc_port, self._security.certificates)
+        except ValueError as error:
+            raise SecurityError(f"{settings.tls_certificate}, {settings.tls_key}: {error}") from error
         except OSError as error:
             raise PortError(
                 f"cannot listen on {settings.host}:{settings.grpc_port}: is another server running? "
@@ -177,6 +201,7 @@ class Server:
             self.metrics_port = self._metrics.port
         self._runtime.start()
         self._reaper.start()
+        self._security.start()
         self._grpc.start()
         self._ingress.start()
         log.info(
@@ -186,6 +211,8 @@ class Server:
                 "grpc_port": self.grpc_port,
                 "metrics_port": self.metrics_port or "off",
                 "ingress": self._ingress.kind,
+                "tls": "off" if settings.tls_files is None else "mutual" if settings.tls_client_ca else "on",
+                "api_keys": "off" if settings.api_keys is None else str(settings.api_keys),
             },
         )
 
@@ -206,6 +233,11 @@ class Server:
         if settings.ingress == "native" and missing:
             raise IngressError(missing)
         if settings.ingress == "core" or missing:
+            if "max_connections" in settings.model_fields_set:
+                raise IngressError(
+                    "--max-connections needs the native ingress, and gRPC's core serves"
+                    + (f": {missing}" if missing else " (--ingress core): it has no such limit")
+                )
             return Ingress(
                 self._grpc,
                 INFER_METHOD,
@@ -214,6 +246,7 @@ class Server:
                 settings.max_in_flight_bytes,
                 handler.gate,
                 handler.lull,
+                self._security.access,
             )
         return NativeIngress(
             self._grpc,
@@ -225,6 +258,9 @@ class Server:
             handler.share,
             handler.lull,
             unseen(),
+            settings.max_connections,
+            int(settings.idle_timeout_s * NS_PER_S),
+            self._security.access,
         )
 
     def load(self, progress: LoadProgress, stopping: Callable[[], bool] = lambda: False) -> bool:
@@ -305,6 +341,7 @@ class Server:
         """Close everything; calls that are still open are cancelled. False when a batch is running that does not
         end."""
         self._reaper.stop()
+        self._security.stop()
         self.repository.close()
         self._streams.close()
         self._grpc.stop(grace=_FLUSH_S).wait(_FLUSH_S + _STOP_S)
@@ -363,7 +400,7 @@ def run(settings: Settings, progress: LoadProgress) -> int:
     try:
         server = Server(settings, stop.request)
         server.start()
-    except (IngressError, ModelLoadError, PortError) as error:
+    except (IngressError, ModelLoadError, PortError, SecurityError) as error:
         log.error("cannot start", extra={"reason": str(error)})
         return 1
     code = 0

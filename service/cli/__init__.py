@@ -1,4 +1,4 @@
-"""The command line: `onclock serve | profile | simulate | check | version`."""
+"""The command line: `onclock serve | key | profile | simulate | check | version`."""
 
 from service.cli.main import main
 

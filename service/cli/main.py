@@ -21,7 +21,7 @@ from service.cli.extras import EXTRAS, add_extras, run_extra
 from service.cli.parsing import Commands, add_command
 from service.cli.progress import load_progress
 from service.cli.settings_flags import add_settings, given_settings
-from service.cli.tools import add_check, add_profile, add_simulate
+from service.cli.tools import add_check, add_key, add_profile, add_simulate
 from service.config.settings import SettingsError, available_cores, flag_name, load_settings, unknown_variables
 from service.errors import ModelLoadError
 from service.metrics import MetricsPortError
@@ -114,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_check(commands)
     add_profile(commands)
     add_simulate(commands)
+    add_key(commands)
     add_extras(commands)
     _add_version(commands)
     return parser

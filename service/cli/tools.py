@@ -1,4 +1,4 @@
-"""`onclock check`, `profile` and `simulate`: their flags. The work is done in the modules of the same names.
+"""`onclock check`, `key`, `profile` and `simulate`: their flags. The work is done in the modules of the same names.
 
 Those are imported when the command runs, so that a help page or a wrong flag does not wait for ONNX Runtime.
 """
@@ -6,9 +6,11 @@ Those are imported when the command runs, so that a help page or a wrong flag do
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from service.cli.parsing import Commands, add_command, add_device, add_max_batch_size, number, positive, positive_number
+from service.config.keys import OF_MODELS, Group, entry_text, new_key
 from service.config.settings import available_cores
 
 
@@ -46,6 +48,41 @@ def _check(arguments: argparse.Namespace) -> int:
         verbose=arguments.verbose,
         probe=probe,
     )
+
+
+def add_key(commands: Commands) -> None:
+    """`onclock key`."""
+    text = """\
+Make an API key: the key itself goes to stderr, once; what the file of keys says of it goes to stdout.
+Clients send it as metadata, `authorization: Bearer KEY`.
+"""
+    epilog = """\
+examples:
+  onclock key --name checkout --groups inference metadata --models 'fraud-*' >> keys.toml
+  onclock key --name prometheus --groups metrics >> keys.toml
+  onclock key --name operator --groups health metadata inference repository settings --models '*' >> keys.toml
+  onclock serve --model-repository /srv/models --api-keys keys.toml
+
+exit codes: 0 done, 2 wrong usage
+"""
+    groups = [group.value for group in Group]
+    parser = add_command(commands, "key", "make an API key", text, epilog)
+    parser.add_argument("--name", required=True, help="who has it, for people and logs")
+    parser.add_argument("--groups", nargs="+", required=True, choices=groups, metavar="GROUP", help=", ".join(groups))
+    parser.add_argument("--models", nargs="+", default=[], metavar="PATTERN", help="models it may ask for; '*' = all")
+    parser.set_defaults(run_command=_key)
+
+
+def _key(arguments: argparse.Namespace) -> int:
+    groups = tuple(Group(name) for name in dict.fromkeys(arguments.groups))
+    needing = [group.value for group in groups if group in OF_MODELS]
+    if needing and not arguments.models:
+        print(f"onclock key: error: --models is missing: {', '.join(needing)} need it", file=sys.stderr)
+        return 2
+    key = new_key()
+    print(f"the key, which is not shown again: {key}", file=sys.stderr)
+    print("\n" + entry_text(arguments.name, key, groups, tuple(arguments.models)), end="")
+    return 0
 
 
 def add_profile(commands: Commands) -> None:

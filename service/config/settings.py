@@ -16,9 +16,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.config.tls import TlsFiles
 
 ENV_PREFIX = "ONCLOCK_"
 METRICS_OFF = -1
@@ -50,7 +60,7 @@ def _split_names(value: object) -> object:
     return tuple(name for name in value.split(",") if name) if isinstance(value, str) else value
 
 
-def _path_or_none(value: object) -> object:
+def _none_or(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() == "none" else value
 
 
@@ -106,8 +116,9 @@ class Settings(BaseSettings):
     host: str = Field(
         "127.0.0.1",
         min_length=1,
-        description="Address that the gRPC and metrics ports listen on. 0.0.0.0 (or [::]) is every interface: there is "
-        "no authentication, so put it behind something that has it.",
+        description="Address that the gRPC port listens on, and the metrics port unless metrics_host says otherwise. "
+        "0.0.0.0 (or [::]) is every interface: whoever reaches it may do everything, unless tls_certificate and "
+        "api_keys say otherwise.",
     )
     grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC port. 0 = any free port, printed at start.")
     metrics_port: Annotated[int, BeforeValidator(_port_or_off)] = Field(
@@ -115,6 +126,54 @@ class Settings(BaseSettings):
         ge=METRICS_OFF,
         le=65535,
         description="HTTP port of /metrics. 0 = any free port, printed at start; off (or -1) = no metrics port.",
+    )
+    metrics_host: Annotated[str | None, BeforeValidator(_none_or)] = Field(
+        None, min_length=1, description="Address that the metrics port listens on. none = the same as host."
+    )
+    metrics_tls: bool = Field(
+        False, description="Serve the metrics port by TLS as well, with the same certificate and client authorities."
+    )
+    tls_certificate: Annotated[Path | None, BeforeValidator(_none_or)] = Field(
+        None,
+        json_schema_extra=A_FILE,
+        description="Certificate chain in PEM, the server's own first: the gRPC port then speaks TLS (1.2 or 1.3) "
+        "only. Read again when it changes; none = no TLS.",
+    )
+    tls_key: Annotated[Path | None, BeforeValidator(_none_or)] = Field(
+        None, json_schema_extra=A_FILE, description="Private key of the certificate, in PEM, without a passphrase."
+    )
+    tls_client_ca: Annotated[Path | None, BeforeValidator(_none_or)] = Field(
+        None,
+        json_schema_extra=A_FILE,
+        description="Authorities in PEM: clients need a certificate of one of them (mutual TLS). none = they need not.",
+    )
+    api_keys: Annotated[Path | None, BeforeValidator(_none_or)] = Field(
+        None,
+        json_schema_extra=A_FILE,
+        description="TOML file of API keys and what each may call ('onclock key' makes one). What it does not allow is "
+        "denied. Read again when it changes; none = everybody may call everything.",
+    )
+    security_poll_secs: float = Field(
+        5.0,
+        ge=0.1,
+        le=3600,
+        allow_inf_nan=False,
+        description="How often certificates and API keys are looked at for changes, seconds.",
+    )
+    max_connections: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="Connections of clients at once; one more is closed at once. Native ingress only: gRPC's core has "
+        "no such limit.",
+    )
+    idle_timeout_s: float = Field(
+        3600.0,
+        ge=0,
+        le=30 * 86400,
+        allow_inf_nan=False,
+        description="Connections without a call for so many seconds are ended; clients open another when they need it. "
+        "0 = never.",
     )
     ingress: Literal["auto", "native", "core"] = Field(
         "auto",
@@ -225,7 +284,7 @@ class Settings(BaseSettings):
         description="Time to measure one model's latency per batch size while loading, milliseconds. 0 = do not "
         "measure: the first requests teach it, and deadlines may be missed meanwhile.",
     )
-    profile_cache: Annotated[Path | None, BeforeValidator(_path_or_none)] = Field(
+    profile_cache: Annotated[Path | None, BeforeValidator(_none_or)] = Field(
         default_factory=default_profile_cache,
         description="Directory of measured latencies, kept per model file, device and library version, so that a "
         "restart need not measure again. none = off.",
@@ -238,7 +297,7 @@ class Settings(BaseSettings):
         "json", description="json: one JSON object per line on stderr. text: the same for people."
     )
 
-    trace_file: Annotated[Path | None, BeforeValidator(_path_or_none)] = Field(
+    trace_file: Annotated[Path | None, BeforeValidator(_none_or)] = Field(
         None,
         json_schema_extra=A_FILE,
         description="File for traces of sampled requests: when each arrived, was batched, ran and was answered, in "
@@ -277,10 +336,27 @@ class Settings(BaseSettings):
             raise ValueError(f"{limit} is less than one message of max_message_bytes ({largest})")
         return limit
 
-    @field_validator("profile_cache", "trace_file")
+    @field_validator("profile_cache", "trace_file", "tls_certificate", "tls_key", "tls_client_ca", "api_keys")
     @classmethod
     def _expanded(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser()
+
+    @model_validator(mode="after")
+    def _whole_tls(self) -> Settings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            missing = "tls_key" if self.tls_key is None else "tls_certificate"
+            raise ValueError(f"{flag_name(missing)} (or {env_name(missing)}) is missing: TLS needs both")
+        for name in ("tls_client_ca", "metrics_tls"):
+            if getattr(self, name) and self.tls_certificate is None:
+                raise ValueError(f"{flag_name(name)} needs {flag_name('tls_certificate')} and {flag_name('tls_key')}")
+        return self
+
+    @property
+    def tls_files(self) -> TlsFiles | None:
+        """Where the server's certificate is; None: no TLS."""
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_certificate, self.tls_key, self.tls_client_ca)
 
     @property
     def metrics_enabled(self) -> bool:
@@ -368,6 +444,8 @@ def _bounds(field: FieldInfo) -> tuple[str, str]:
 
 def _explain(detail: Mapping[str, Any]) -> str:
     """One line for one pydantic error."""
+    if not detail["loc"] and detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])  # of several settings together, which it names
     name = str(detail["loc"][0]) if detail["loc"] else ""
     field = Settings.model_fields.get(name)
     if field is None:

@@ -1,6 +1,10 @@
 """The native ingress: connections without Python (`service/frontend/native`)."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+# Within a class that has a property of that name.
+Bytes: TypeAlias = bytes
 
 class Call:
     """One unary call. Its buffer is the request's message, valid for as long as anything refers to it."""
@@ -10,6 +14,10 @@ class Call:
     def arrival_ns(self) -> int: ...
     @property
     def deadline_ns(self) -> int: ...
+    @property
+    def caller(self) -> int:
+        """Who asks: the number that `Endpoint.admit` was given with their key; 0: nobody known."""
+
     @property
     def encoding(self) -> str | None: ...
     def reply(self, parts: Sequence[bytes | memoryview], /) -> None: ...
@@ -35,6 +43,8 @@ class Endpoint:
         max_bytes: int,
         max_calls: int,
         max_streams: int,
+        max_connections: int,
+        idle_ns: int,
         unseen: tuple[int, str, str],
         explain: Callable[[Exception], tuple[int, str, str]],
     ) -> None: ...
@@ -49,6 +59,21 @@ class Endpoint:
         With a `hand_over_ns`, sockets are looked at every `look_ns` only, and what arrived is handed over together
         after that time, or when another thread says `flush`.
         """
+
+    @property
+    def connections(self) -> int: ...
+    @property
+    def turned_away(self) -> int:
+        """Connections that were closed at once, since there were `max_connections`."""
+
+    def secure(self, chain: Bytes, key: Bytes, client_authorities: Bytes, /) -> int:
+        """Use TLS with this certificate chain and key on connections that are accepted from now on; with
+        `client_authorities` (empty: none), clients need a certificate of one of them. All in PEM. When the
+        certificate ends, seconds since 1970. Raises `ValueError`."""
+
+    def admit(self, callers: list[tuple[Bytes, int, bool]], anonymous: tuple[int, bool], /) -> None:
+        """From now on calls need a key: (its SHA-256, the number of whoever has it, whether they may infer) each;
+        `anonymous` is whoever shows none."""
 
     def hold(self) -> None:
         """Answers given by other threads than the poller may wait for `flush`, which must follow."""

@@ -25,6 +25,10 @@ class Call(Protocol):
     def deadline_ns(self) -> int:
         """The client's deadline on the monotonic clock; `clock.NEVER_NS` when it stated none."""
 
+    @property
+    def caller(self) -> int:
+        """Who asks, as `access.Access` numbers them; 0: whoever shows no key."""
+
     on_cancel: Callable[[], object] | None
     """Called once if the client cancels, goes away or its deadline passes before the answer. Set by the handler."""
 

@@ -11,6 +11,7 @@ from functools import partial
 
 from service.clock import NEVER_NS, NS_PER_MS, now_ns
 from service.errors import Draining, Overloaded, ServiceError
+from service.frontend.access import Access
 from service.frontend.call import NO_LULL, Call, Lull, Outbox
 from service.frontend.codec.decode import Decoder
 from service.frontend.codec.destination import Memory
@@ -37,9 +38,11 @@ class InferenceHandler:
         registry: MetricsRegistry,
         gated: bool = True,
         find_region: Callable[[str], Memory] | None = None,
+        access: Access | None = None,
     ) -> None:
         """`gated`: calls pass the gate (`gate` or `share`) before their messages are read. `find_region`: see
-        `Decoder`."""
+        `Decoder`. `access` says who may have which model infer; None: everybody all of them."""
+        self._access = access
         self._decoder = Decoder(repository, find_region)
         self._registry = registry
         self.stopping = ""
@@ -110,6 +113,8 @@ class InferenceHandler:
             if self.stopping:
                 raise Draining(f"Server is stopping: {self.stopping}", NS_PER_MS)
             decoded = self._decoder.decode(message)
+            if self._access is not None:
+                self._access.check_infer(call.caller, decoded.plan.model.name, decoded.plan.uses_shared_memory())
         except ServiceError as error:
             self._registry.record_unrouted(error.reason)
             call.fail(error)

@@ -24,7 +24,9 @@ from grpc._cython import cygrpc
 
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
 from service.errors import InvalidRequest, QueueFull, ServiceError
+from service.frontend.access import Access
 from service.frontend.call import NO_LULL, Lull, UnaryHandler
+from service.frontend.certificates import Certificates
 from service.frontend.status import as_service_error, status_of
 
 _NO_FLAGS = 0
@@ -42,6 +44,11 @@ _CODES: dict[grpc.StatusCode, Any] = {code: code.value[0] for code in grpc.Statu
 _OK = _CODES[grpc.StatusCode.OK]
 
 
+def idle_options(idle_s: float) -> tuple[tuple[str, int], ...]:
+    """Options of a `grpc.server` that ends connections without a call for so long; 0: never."""
+    return (("grpc.max_connection_idle_ms", int(idle_s * 1e3)),) if idle_s else ()
+
+
 def check_core(server: grpc.Server) -> Any:
     """The core server under `server`; raises `RuntimeError` when this grpcio does not have what the ingress needs."""
     core = getattr(getattr(server, "_state", None), "server", None)
@@ -57,15 +64,18 @@ class CoreCall:
     `answered` is told, on the ingress thread, when the transport has done with an answer.
     """
 
-    __slots__ = ("_answered", "_call", "_lock", "arrival_ns", "deadline_ns", "on_cancel", "size")
+    __slots__ = ("_answered", "_call", "_lock", "arrival_ns", "caller", "deadline_ns", "on_cancel", "size")
 
-    def __init__(self, lock: threading.Lock, call: Any, deadline_ns: int, answered: Callable[[Any], None]) -> None:
+    def __init__(
+        self, lock: threading.Lock, call: Any, deadline_ns: int, answered: Callable[[Any], None], caller: int = 0
+    ) -> None:
         self._lock = lock
         self._call = call
         self._answered = answered
         self.size = 0
         self.arrival_ns = 0
         self.deadline_ns = deadline_ns
+        self.caller = caller
         self.on_cancel: Callable[[], object] | None = None
 
     def _take(self) -> Any:
@@ -126,7 +136,9 @@ class Ingress:
         max_bytes: int,
         gate: Callable[[], ServiceError | None] = lambda: None,
         lull: Callable[[], Lull] = lambda: NO_LULL,
+        access: Access | None = None,
     ) -> None:
+        self._access = access
         self._server = server
         self._core = check_core(server)
         self._method = method
@@ -150,11 +162,20 @@ class Ingress:
 
     kind = "core"
 
-    def open(self, host: str, port: int) -> int:
-        """Listen on a port of `host` (0: any free one); which it is. Raises `OSError`."""
+    def count_connections(self) -> tuple[int, int] | None:
+        """Not known: gRPC's core does not tell."""
+        return None
+
+    def open(self, host: str, port: int, certificates: Certificates | None = None) -> int:
+        """Listen on a port of `host` (0: any free one), with TLS if there are certificates; which port it is. Raises
+        `OSError`."""
         address = f"[{host}]" if ":" in host and not host.startswith("[") else host
         try:
-            bound: int = self._server.add_insecure_port(f"{address}:{port}")
+            bound: int = (
+                self._server.add_insecure_port(f"{address}:{port}")
+                if certificates is None
+                else self._server.add_secure_port(f"{address}:{port}", certificates.credentials())
+            )
         except RuntimeError as error:
             raise OSError(str(error)) from error
         return bound
@@ -219,7 +240,8 @@ class Ingress:
             return
         self._request_call()
         core_call = event.call
-        refusal = self._refusal()
+        caller, refusal = self._identify(event)
+        refusal = refusal or self._refusal()
         if refusal is not None:
             operations = (_SEND_INITIAL_METADATA(None, _NO_FLAGS), _RECEIVE_CLOSE(_NO_FLAGS), _error_status(refusal))
             core_call.start_server_batch(operations, self._on_answered)
@@ -228,7 +250,7 @@ class Ingress:
         self.calls += 1
         remaining_s = event.call_details.deadline - time.time()
         deadline_ns = now_ns() + int(remaining_s * NS_PER_S) if remaining_s < _FAR_FUTURE_S else NEVER_NS
-        call = CoreCall(self._lock, core_call, deadline_ns, self._on_answered)
+        call = CoreCall(self._lock, core_call, deadline_ns, self._on_answered, caller)
         self._unfinished += 1
 
         def on_message(message_event: Any) -> None:
@@ -262,6 +284,17 @@ class Ingress:
             self._handler(message, call)
         except Exception as error:  # noqa: BLE001 - the boundary: the status table answers it, the thread lives on
             call.fail(as_service_error(error, f"serving {self._method}"))
+
+    def _identify(self, event: Any) -> tuple[int, ServiceError | None]:
+        """Who calls, and why they may not."""
+        if self._access is None:
+            return 0, None
+        try:
+            number = self._access.identify(event.invocation_metadata or ())
+            self._access.check(number, self._method)
+        except ServiceError as error:
+            return 0, error
+        return number, None
 
     def _refusal(self) -> ServiceError | None:
         """Why to refuse a call before its message is read, if there is a reason."""

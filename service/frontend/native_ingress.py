@@ -26,7 +26,9 @@ import grpc
 
 from service.clock import NS_PER_MS, NS_PER_S
 from service.errors import InvalidRequest, MessageTooLarge, QueueFull, ServiceError
+from service.frontend.access import Access
 from service.frontend.call import NO_LULL, Lull, UnaryHandler
+from service.frontend.certificates import Certificates
 from service.frontend.status import as_service_error, status_of
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ def missing() -> str:
     except ImportError as error:
         return (
             f"the native ingress was not built with this installation ({error}): install a C++ compiler, Python's "
-            "headers and nghttp2 (Debian: apt-get install g++ python3-dev libnghttp2-dev) and install onclock again"
+            "headers, nghttp2 and OpenSSL (Debian: apt-get install g++ python3-dev libnghttp2-dev libssl-dev) and "
+            "install onclock again"
         )
     return ""
 
@@ -81,7 +84,9 @@ class NativeIngress:
     it was last asked, are refused before their message is read; a message that would bring those held beyond
     `max_bytes` is refused while it is being read. After what has arrived was handled, `lull` says whether anything that
     comes could start: if not, arrivals are read now and then and handed over together, at the latest when `flush`
-    says that a batch was answered. `unseen` is what the share is told.
+    says that a batch was answered. `unseen` is what the share is told. Connections beyond `max_connections` are closed
+    at once, those without a call for `idle_ns` (0: never) are ended. With `access`, calls without a key for them
+    are refused before their message is read.
     """
 
     kind = "native"
@@ -97,6 +102,9 @@ class NativeIngress:
         share: Callable[[int], float] = lambda _unseen: 0.0,
         lull: Callable[[], Lull] = lambda: NO_LULL,
         unseen: ServiceError | None = None,
+        max_connections: int = 10_000,
+        idle_ns: int = 0,
+        access: Access | None = None,
     ) -> None:
         self._server = server
         self._method = method
@@ -106,13 +114,17 @@ class NativeIngress:
         self._max_message_bytes = max_message_bytes
         self._share = share
         self._lull = lull
+        self._max_connections = max_connections
+        self._idle_ns = idle_ns
+        self._access = access
         self._unseen = unseen or QueueFull("the server is overloaded", NS_PER_MS)
         self._endpoint: Endpoint
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._thread = threading.Thread(target=self._serve, name="ingress", daemon=True)
 
-    def open(self, host: str, port: int) -> int:
-        """Listen on a port of `host` (0: any free one); which it is. Raises `OSError`."""
+    def open(self, host: str, port: int, certificates: Certificates | None = None) -> int:
+        """Listen on a port of `host` (0: any free one), with TLS if there are certificates; which port it is. Raises
+        `OSError`, and `ValueError` for certificates that cannot be used."""
         from service.frontend._native import Endpoint
 
         sockets = listen(host, port)
@@ -132,10 +144,21 @@ class NativeIngress:
             self._max_bytes,
             self._max_calls,
             self._max_calls + _OTHER_STREAMS,
+            self._max_connections,
+            self._idle_ns,
             explain(self._unseen),
             explain,
         )
+        if certificates is not None:
+            certificates.use(self._endpoint.secure)
+        if self._access is not None:
+            self._admit()
+            self._access.on_update = self._admit
         return bound
+
+    def _admit(self) -> None:
+        assert self._access is not None
+        self._endpoint.admit(*self._access.table())
 
     def hold(self) -> None:
         """Answers of other threads than the ingress' may wait for `flush`, which must follow."""
@@ -149,6 +172,10 @@ class NativeIngress:
     def calls(self) -> int:
         """Calls in progress."""
         return self._endpoint.calls
+
+    def count_connections(self) -> tuple[int, int] | None:
+        """Connections of clients, and those that were closed at once since there were `max_connections`."""
+        return self._endpoint.connections, self._endpoint.turned_away
 
     @property
     def bytes(self) -> int:

@@ -20,6 +20,7 @@ from service.errors import (
     Draining,
     ExecutionFailed,
     Expired,
+    Forbidden,
     InvalidRequest,
     MessageTooLarge,
     ModelNotReady,
@@ -30,6 +31,7 @@ from service.errors import (
     RefusedError,
     SequenceAborted,
     ServiceError,
+    Unauthenticated,
     UnknownModel,
     UnknownVersion,
     UnsupportedFeature,
@@ -38,6 +40,8 @@ from service.errors import (
 log = logging.getLogger(__name__)
 
 STATUS: dict[type[ServiceError], grpc.StatusCode] = {
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnsupportedFeature: grpc.StatusCode.UNIMPLEMENTED,

@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError
 
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
 from service.errors import Draining, QueueFull, ServiceError
+from service.frontend.access import Access
 from service.frontend.call import UnaryHandler
 from service.frontend.codec.wire import delimited, delimiter, split
 from service.frontend.status import as_service_error, status_of
@@ -50,6 +51,7 @@ class StreamCall:
         "_message",
         "_stream",
         "arrival_ns",
+        "caller",
         "counted",
         "deadline_ns",
         "error",
@@ -58,7 +60,7 @@ class StreamCall:
         "size",
     )
 
-    def __init__(self, stream: InferStream, message: bytes, deadline_ns: int) -> None:
+    def __init__(self, stream: InferStream, message: bytes, deadline_ns: int, caller: int) -> None:
         self._stream = stream
         self._message = message
         self.size = len(message)
@@ -66,6 +68,7 @@ class StreamCall:
         self.counted = False
         self.arrival_ns = now_ns()
         self.deadline_ns = deadline_ns
+        self.caller = caller
         self.on_cancel: Callable[[], object] | None = None
         self.response: bytes | None = None
         self.error: ServiceError | None = None
@@ -119,9 +122,16 @@ class InferStream:
     """One stream. `read` runs on one thread, `responses` on another; answers come from any."""
 
     def __init__(
-        self, handler: UnaryHandler, deadline_ns: int, max_bytes: int, end_on_error: bool, held: Held | None = None
+        self,
+        handler: UnaryHandler,
+        deadline_ns: int,
+        max_bytes: int,
+        end_on_error: bool,
+        held: Held | None = None,
+        caller: int = 0,
     ) -> None:
         """`max_bytes`: requests and unread answers beyond which no more is read. `held`: bytes of all streams."""
+        self._caller = caller
         self._handler = handler
         self._held = held or Held(max_bytes)
         self._deadline_ns = deadline_ns
@@ -144,7 +154,7 @@ class InferStream:
         """Handle every message until there are no more, or the stream is over."""
         try:
             for message in messages:
-                call = StreamCall(self, message, self._deadline_ns)
+                call = StreamCall(self, message, self._deadline_ns, self._caller)
                 if not self._admit(call):
                     return
                 try:
@@ -262,9 +272,12 @@ class InferStream:
 class StreamService:
     """Serves `ModelStreamInfer` on a `grpc.Server`. Two threads a stream: one reads, one sends."""
 
-    def __init__(self, handler: UnaryHandler, max_streams: int, max_bytes: int, spare: int) -> None:
+    def __init__(
+        self, handler: UnaryHandler, max_streams: int, max_bytes: int, spare: int, access: Access | None = None
+    ) -> None:
         """At most `max_streams` streams, which hold `max_bytes` of requests between them. `spare`: calls that the
-        server may hand over beyond that number, to be refused."""
+        server may hand over beyond that number, to be refused. `access` knows whose stream it is."""
+        self._access = access
         self._handler = handler
         self._handling = threading.Lock()
         self._max_streams = max_streams
@@ -310,9 +323,14 @@ class StreamService:
             self._handler(message, call)
 
     def _serve(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        metadata = dict(context.invocation_metadata())
+        sent = context.invocation_metadata()
+        metadata = dict(sent)
+        try:
+            caller = 0 if self._access is None else self._access.identify(sent)
+        except ServiceError as error:
+            _abort(context, error)
         end_on_error = metadata.get(GRPC_ERROR) == "true"
-        stream = InferStream(self._handle, _deadline_ns(context), self._share, end_on_error, self.held)
+        stream = InferStream(self._handle, _deadline_ns(context), self._share, end_on_error, self.held, caller)
         with self._lock:
             admitted = len(self._open) < self._max_streams
             if admitted:

@@ -32,6 +32,9 @@ _T = TypeVar("_T")
 
 _CHANGES_HELP = "Changes of models while serving: loaded, or failed to load"
 _UNROUTED_HELP = "Requests that reached no model, by reason: unknown names, undecodable messages, draining"
+_RELOADS_HELP = "Changes of certificates and API keys while serving: used, or failed (what was in force still is)"
+_TURNED_AWAY_HELP = "Connections that were closed at once, since there were max_connections"
+_END_HELP = "When the server's certificate ends, seconds since 1970"
 _HEALTHY_HELP = "0 = the device is broken or hangs, and the server is ending to be replaced"
 
 
@@ -59,6 +62,12 @@ class MetricsRegistry:
         self.gpus: Callable[[], Iterable[Reading]] = tuple
         # And how many inference streams are open.
         self.streams: Callable[[], int] = int
+        # How many connections of clients there are, and how many were one too many; None where that is not known.
+        self.connections: Callable[[], tuple[int, int] | None] = lambda: None
+        # When the server's certificate ends, seconds since 1970; None without one.
+        self.certificate_end_s: Callable[[], int | None] = lambda: None
+        # What was read again ("certificate", "keys") -> changes that could be used, and that could not.
+        self._reloads: dict[str, list[int]] = {}
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
         GCCollector(registry=self._process)
@@ -89,6 +98,11 @@ class MetricsRegistry:
         with self._lock:
             self._loads.setdefault(model, [0, 0])[0 if succeeded else 1] += 1
 
+    def security_reloaded(self, what: str, fine: bool) -> None:
+        """Count a change of certificates or keys that is in force, or that could not be used."""
+        with self._lock:
+            self._reloads.setdefault(what, [0, 0])[0 if fine else 1] += 1
+
     def record_unrouted(self, reason: str) -> None:
         """Count a request that was answered with an error before a model version was found for it."""
         with self._lock:
@@ -99,6 +113,20 @@ class MetricsRegistry:
         with self._lock:
             return [self._models[key] for key in sorted(self._models)]
 
+    def _connection_lines(self) -> list[str]:
+        lines: list[str] = []
+        connections = self.connections()
+        if connections is not None:
+            lines += header_lines("onclock_connections", "gauge", "Connections of gRPC clients")
+            lines.append(sample_line("onclock_connections", "", connections[0]))
+            lines += header_lines("onclock_connections_refused_total", "counter", _TURNED_AWAY_HELP)
+            lines.append(sample_line("onclock_connections_refused_total", "", connections[1]))
+        end_s = self.certificate_end_s()
+        if end_s is not None:
+            lines += header_lines("onclock_certificate_end_timestamp_seconds", "gauge", _END_HELP)
+            lines.append(sample_line("onclock_certificate_end_timestamp_seconds", "", end_s))
+        return lines
+
     def render(self) -> bytes:
         """All metrics in the Prometheus text format."""
         at_ns = self._clock()
@@ -108,6 +136,7 @@ class MetricsRegistry:
             broken = self._failed_devices.copy()
             unrouted = sorted(self._unrouted.items())
             loads = sorted((model, counts.copy()) for model, counts in self._loads.items())
+            reloads = sorted((what, counts.copy()) for what, counts in self._reloads.items())
 
         views = [_view(metrics, at_ns) for metrics in _in_turns(models)]
         lines: list[str] = []
@@ -132,6 +161,12 @@ class MetricsRegistry:
         lines += gpu_lines(self.gpus())
         lines += header_lines("onclock_streams", "gauge", "Inference streams that are open")
         lines.append(sample_line("onclock_streams", "", self.streams()))
+        lines += self._connection_lines()
+        lines += header_lines("onclock_security_changes_total", "counter", _RELOADS_HELP)
+        for what, counts in reloads:
+            for result, count in zip(("used", "failed"), counts, strict=True):
+                labels = label_text([("what", what), ("result", result)])
+                lines.append(sample_line("onclock_security_changes_total", labels, count))
         lines += header_lines("onclock_build_info", "gauge", "Version of the server; always 1")
         lines.append(
             sample_line("onclock_build_info", label_text([("version", importlib.metadata.version("onclock"))]), 1)

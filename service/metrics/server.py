@@ -11,8 +11,10 @@ from __future__ import annotations
 import gzip
 import socket
 import socketserver
+import ssl
 import sys
 import threading
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -31,6 +33,9 @@ _POLL_S = 0.1
 _GZIP_LEVEL = 1
 
 
+_NO_KEY = b"expected an API key of the group 'metrics' in 'Authorization: Bearer KEY'\n"
+
+
 class MetricsPortError(Exception):
     """The metrics port cannot be listened on."""
 
@@ -38,7 +43,18 @@ class MetricsPortError(Exception):
 class MetricsServer:
     """Serves one registry over HTTP. Port 0 = any free one; `port` is the real one after `start`."""
 
-    def __init__(self, host: str, port: int, registry: MetricsRegistry) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: MetricsRegistry,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+        may_scrape: Callable[[str | None], bool] | None = None,
+    ) -> None:
+        """`tls` is asked for each connection (None: no TLS); `may_scrape` for each request, with its `Authorization`
+        header (None: everybody may)."""
+        self._tls = tls
+        self._may_scrape = may_scrape
         self.host = host
         self.port = port
         self._registry = registry
@@ -52,11 +68,11 @@ class MetricsServer:
         host = self.host.removeprefix("[").removesuffix("]")
         try:
             family = socket.getaddrinfo(host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-            server = _Server(family, (host, self.port), self._registry)
+            server = _Server(family, (host, self.port), self._registry, self._tls, self._may_scrape)
         except OSError as error:
             raise MetricsPortError(
                 f"cannot listen on {self.host}:{self.port} for metrics: {error.strerror or error}; choose another with "
-                "--metrics-port (0 = any free port, off = none) or --host"
+                "--metrics-port (0 = any free port, off = none) or --metrics-host"
             ) from error
         self._server = server
         self.port = server.server_address[1]
@@ -83,7 +99,16 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, family: socket.AddressFamily, address: tuple[str, int], registry: MetricsRegistry) -> None:
+    def __init__(
+        self,
+        family: socket.AddressFamily,
+        address: tuple[str, int],
+        registry: MetricsRegistry,
+        tls: Callable[[], ssl.SSLContext] | None,
+        may_scrape: Callable[[str | None], bool] | None,
+    ) -> None:
+        self.may_scrape = may_scrape
+        self._tls = tls
         self.address_family = family
         self.registry = registry
         self.render_lock = threading.Lock()
@@ -98,6 +123,14 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
+            if self._tls is not None:
+                # Here and not where connections are accepted: a client that is slow to shake hands holds up nobody.
+                request.settimeout(_CLIENT_TIMEOUT_S)
+                try:
+                    request = self._tls().wrap_socket(request, server_side=True)
+                except OSError:
+                    self.shutdown_request(request)
+                    return
             super().process_request_thread(request, client_address)
         finally:
             self._free.release()
@@ -113,6 +146,10 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
+        may_scrape = self.server.may_scrape
+        if may_scrape is not None and not may_scrape(self.headers.get("Authorization")):
+            self._answer(HTTPStatus.UNAUTHORIZED, "text/plain; charset=utf-8", _NO_KEY)
+            return
         if urlsplit(self.path).path != "/metrics":
             self._answer(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"not found; metrics are at /metrics\n")
             return
@@ -130,6 +167,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
+        if status is HTTPStatus.UNAUTHORIZED:
+            self.send_header("WWW-Authenticate", "Bearer")
         if compressed:
             self.send_header("Content-Encoding", "gzip")
         self.end_headers()

@@ -60,6 +60,8 @@ class RunningServer:
         )
         self.grpc_port = 0
         self.metrics_port = 0
+        # What its channels are secured with unless they say otherwise; None: they are not.
+        self.credentials: grpc.ChannelCredentials | None = None
         self._lines: deque[str] = deque(maxlen=MAX_LINES)
         self._changed = threading.Condition()
         self._ended = False
@@ -113,16 +115,23 @@ class RunningServer:
 
     # ---------------------------------------------------------------- how it is reached
 
-    def channel(self, options: Sequence[tuple[str, Any]] = UNLIMITED) -> grpc.Channel:
-        """A channel of its own connection to the server; closed with the server."""
-        own = ("grpc.use_local_subchannel_pool", 1)
-        channel = grpc.insecure_channel(self.address, options=[own, *options])
+    def channel(
+        self, options: Sequence[tuple[str, Any]] = UNLIMITED, credentials: grpc.ChannelCredentials | None = None
+    ) -> grpc.Channel:
+        """A channel of its own connection to the server, with TLS if there are credentials; closed with the server."""
+        channel = self._connect(options, credentials or self.credentials)
         self._channels.append(channel)
         return channel
 
+    def _connect(self, options: Sequence[tuple[str, Any]], credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+        every = [("grpc.use_local_subchannel_pool", 1), *options]
+        if credentials is None:
+            return grpc.insecure_channel(self.address, options=every)
+        return grpc.secure_channel(self.address, credentials, options=every)
+
     def wait_ready(self, timeout_s: float = START_S) -> None:
         """Wait until the health service says SERVING for the server as a whole. Raises `ServerDied`."""
-        with grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        with self._connect((), self.credentials) as channel:
             check = health_pb2_grpc.HealthStub(channel).Check
             end = time.monotonic() + timeout_s
             answer: object = "nothing"
@@ -188,13 +197,14 @@ def running_server(
     ready: bool = True,
     expect_exit: int | None = 0,
     environment: dict[str, str] | None = None,
+    credentials: grpc.ChannelCredentials | None = None,
 ) -> Iterator[RunningServer]:
     """A server on free ports that serves `repository`, ended when the block is left.
 
     `flags` are added to the command line (`"--max-in-flight", "8"`) and win over what is set here: the CPU (or what
     `ONCLOCK_TEST_DEVICE` names), no metrics port, a short measurement that is not kept. `ready=False` does not wait for
     readiness, only for the ports. `expect_exit` is the exit code that the end must bring (None = any). `environment` is
-    added to this process's.
+    added to this process's. `credentials` secure the channels to it.
     """
     directories = [repository] if isinstance(repository, Path) else list(repository)
     arguments = [part for directory in directories for part in ("--model-repository", os.fspath(directory))]
@@ -210,6 +220,7 @@ def running_server(
             arguments += [flag, value]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("ONCLOCK_")}
     server = RunningServer([*arguments, *flags], {**inherited, **(environment or {})})
+    server.credentials = credentials
     try:
         listening = server.wait_for_log("listening")
         server.grpc_port = int(listening["grpc_port"])

@@ -87,6 +87,10 @@ class RequestPlan:
     prefix: bytes = b""
     output_headers: Any = None
 
+    def uses_shared_memory(self) -> bool:
+        """Whether tensors are read from regions of shared memory, or written there."""
+        return any(i.place is not None for i in self.inputs) or any(d.place is not None for d in self.destinations)
+
 
 def make_plan(message: Any, model: ServedModel) -> RequestPlan:
     """Check the header of the `ModelInferRequest` `message` against `model`.

@@ -23,7 +23,16 @@ inline int64_t now_ns() {
 }
 
 // gRPC status codes that the transport gives by itself.
-enum Status { kOk = 0, kInvalidArgument = 3, kResourceExhausted = 8, kUnimplemented = 12, kInternal = 13, kUnavailable = 14 };
+enum Status {
+  kOk = 0,
+  kInvalidArgument = 3,
+  kPermissionDenied = 7,
+  kResourceExhausted = 8,
+  kUnimplemented = 12,
+  kInternal = 13,
+  kUnavailable = 14,
+  kUnauthenticated = 16
+};
 
 // How a message is compressed, by the `grpc-encoding` header.
 enum class Encoding { kIdentity, kGzip, kDeflate, kOther };
@@ -73,6 +82,7 @@ struct Call {
   Buffer message;
   Encoding encoding = Encoding::kIdentity;  // of this message
   size_t unpacked = 0;                      // bytes held besides `message`; under the endpoint's lock
+  int64_t caller = 0;                       // who asks: see Access
   // The Python object, from the moment it was handed out until the call is taken: a reference that is owned here.
   void *owner = nullptr;
 };

@@ -30,6 +30,12 @@ constexpr int kAcceptAtOnce = 64;
 constexpr int kAcceptPauseMs = 100;
 // While the endpoint ends it looks this often whether all connections are idle.
 constexpr int kWindDownMs = 5;
+// Connections are looked at this often, for those that are idle or never began.
+constexpr int64_t kSweepNs = 1000000000;
+// A client that has not finished its handshake, or has not said what HTTP/2 begins with, is not one.
+constexpr int64_t kBeginNs = 10 * kSweepNs;
+// After being told that its connection ends, a client has this long to end it as well.
+constexpr int64_t kEndNs = 10 * kSweepNs;
 
 void watch_socket(int epoll, int operation, int fd, uint32_t events, uint64_t data) {
   epoll_event event{};
@@ -82,7 +88,11 @@ Polled Endpoint::poll(int64_t look_ns, int64_t hand_over_ns, double share) {
       const timespec pause{time_t(pause_ns / 1000000000), long(pause_ns % 1000000000)};
       if (left_ns <= look_ns || ppoll(&hurry, 1, &pause, nullptr) != 0) pacing = false;
     }
-    const int timeout_ms = pacing || !now_.empty() ? 0 : stopping_ ? kWindDownMs : accept_paused_ ? kAcceptPauseMs : -1;
+    const int timeout_ms = pacing || !now_.empty() ? 0
+                           : stopping_              ? kWindDownMs
+                           : accept_paused_         ? kAcceptPauseMs
+                           : connections            ? int(kSweepNs / 1000000)
+                                                    : -1;
     const int64_t before_ns = now_ns();
     const int count = epoll_wait(epoll_, events, kEvents, timeout_ms);
     const int64_t after_ns = now_ns();
@@ -112,6 +122,7 @@ Polled Endpoint::poll(int64_t look_ns, int64_t hand_over_ns, double share) {
     looked_ns_ = after_ns;
     drain_answers();
     write_all();
+    if (after_ns >= sweep_ns_) sweep(after_ns);
     if (stopping_) wind_down();
     for (Channel *channel : graveyard_) delete channel;
     graveyard_.clear();
@@ -212,7 +223,7 @@ void Endpoint::wind_down() {
     auto *connection = dynamic_cast<Connection *>(channel);
     if (!connection) continue;
     any = true;
-    if (!connection->open_streams && !connection->out.pending()) connection->done();
+    if (!connection->open_streams && !connection->pending()) connection->done();
   }
   if (!any || now_ns() >= stop_ns_) {
     while (!channels_.empty()) destroy(*channels_.back());
@@ -233,15 +244,55 @@ void Endpoint::accept_from(int listener) {
       if (errno == ECONNABORTED || errno == EINTR) continue;
       return;
     }
+    if (connections.load(std::memory_order_relaxed) >= limits.max_connections) {
+      turned_away.fetch_add(1, std::memory_order_relaxed);
+      ::close(fd);
+      continue;
+    }
     const int one = 1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     // A client that vanished without a word is noticed.
     setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
     Channel *connection = new Connection(*this, fd);
+    if (tls_) connection->tls = std::make_unique<Tls>(tls_);
+    connections.fetch_add(1, std::memory_order_relaxed);
     channels_.push_back(connection);
     watch_socket(epoll_, EPOLL_CTL_ADD, fd, EPOLLIN, reinterpret_cast<uint64_t>(connection));
     mark(*connection);
   }
+}
+
+// Connections that nobody uses, or that never became one.
+void Endpoint::sweep(int64_t at_ns) {
+  sweep_ns_ = at_ns + kSweepNs;
+  for (size_t i = channels_.size(); i-- > 0;) {
+    auto *connection = dynamic_cast<Connection *>(channels_[i]);
+    if (!connection || connection->open_streams) continue;
+    const int64_t quiet_ns = at_ns - connection->quiet_ns;
+    if (connection->half_closed ? quiet_ns > kEndNs : !connection->begun && quiet_ns > kBeginNs) {
+      // An upstream may go with it: channels beyond `i` may move, those below stay.
+      destroy(*connection);
+      i = std::min(i, channels_.size());
+    } else if (limits.idle_ns && !connection->half_closed && connection->begun && quiet_ns > limits.idle_ns) {
+      // A client that asks at this very moment is told that its call was not begun, and repeats it on a new connection.
+      nghttp2_session_terminate_session(connection->session, NGHTTP2_NO_ERROR);
+      connection->quiet_ns = at_ns;
+      mark(*connection);
+    }
+  }
+  write_all();
+}
+
+void Endpoint::secure(TlsContext context) {
+  std::lock_guard<std::mutex> guard(lock);
+  if (context && !wire_buffer_.size()) wire_buffer_ = Buffer(kReadSize);
+  tls_ = std::move(context);
+}
+
+void Endpoint::admit(std::shared_ptr<const Access> access) {
+  std::lock_guard<std::mutex> guard(lock);
+  access_ = std::move(access);
+  access_generation_++;
 }
 
 void Endpoint::mark(Channel &channel) {
@@ -262,6 +313,7 @@ void Endpoint::destroy(Channel &channel) {
   channel.dead = true;
   channels_.erase(std::find(channels_.begin(), channels_.end(), &channel));
   graveyard_.push_back(&channel);
+  if (channel.tls) channel.tls->farewell(channel.fd);
   channel.closed();
   epoll_ctl(epoll_, EPOLL_CTL_DEL, channel.fd, nullptr);
   ::close(channel.fd);
@@ -279,6 +331,7 @@ void Endpoint::begin(Stream &stream) {
     submit_http_error(stream, "415");
     return;
   }
+  if (access_ && !identify(stream)) return;
   if (calls.load(std::memory_order_relaxed) >= limits.max_calls) {
     refuse(stream, kUnavailable,
            "Exceeds maximum queue size: " + std::to_string(limits.max_calls) + " calls are in progress", "1");
@@ -300,7 +353,40 @@ void Endpoint::begin(Stream &stream) {
   stream.call->connection = stream.connection;
   stream.call->stream = stream.id;
   stream.call->timeout_ns = stream.timeout_ns;
+  stream.call->caller = stream.connection->known.caller.number;
   calls.fetch_add(1, std::memory_order_relaxed);
+}
+
+// Finds out who asks. False: they may not, and have been told.
+bool Endpoint::identify(Stream &stream) {
+  Known &known = stream.connection->known;
+  if (known.generation != access_generation_ || known.credentials != stream.credentials) {
+    if (stream.credentials) nghttp2_rcbuf_incref(stream.credentials);
+    if (known.credentials) nghttp2_rcbuf_decref(known.credentials);
+    known.credentials = stream.credentials;
+    known.generation = access_generation_;
+    known.caller = access_->anonymous;
+    known.found = !stream.credentials;
+    Digest digest;
+    if (stream.credentials) {
+      const nghttp2_vec text = nghttp2_rcbuf_get_buf(stream.credentials);
+      if (digest_of(reinterpret_cast<const char *>(text.base), text.len, digest)) {
+        const auto found = access_->callers.find(digest);
+        if (found != access_->callers.end()) {
+          known.caller = found->second;
+          known.found = true;
+        }
+      }
+    }
+  }
+  if (known.found && known.caller.may_infer) return true;
+  if (known.found && known.caller.number) {
+    refuse(stream, kPermissionDenied, method + ": this API key may not infer");
+  } else {
+    refuse(stream, kUnauthenticated,
+           method + (stream.credentials ? ": the API key is not known" : ": expected an API key in 'authorization: Bearer KEY'"));
+  }
+  return false;
 }
 
 void Endpoint::arrived(CallPtr call) {
@@ -364,7 +450,8 @@ void Channel::mark() { endpoint.mark(*this); }
 bool Channel::read() {
   // So much from one channel, then it is the next one's turn.
   for (int i = 0; i < 4; i++) {
-    const ssize_t size = recv(fd, endpoint.read_buffer(), Endpoint::kReadSize, MSG_DONTWAIT);
+    char *const to = tls ? endpoint.wire_buffer() : endpoint.read_buffer();
+    const ssize_t size = recv(fd, to, Endpoint::kReadSize, MSG_DONTWAIT);
     if (size == 0) return false;
     if (size < 0) {
       if (errno == EINTR) continue;
@@ -372,13 +459,25 @@ bool Channel::read() {
       return false;
     }
     if (half_closed) continue;
-    // Negative: not HTTP/2, a flood, no memory. Other errors of the peer are answered by the session itself.
-    if (nghttp2_session_mem_recv(session, reinterpret_cast<uint8_t *>(endpoint.read_buffer()), size_t(size)) < 0)
+    if (tls) {
+      tls->feed(to, size_t(size));
+      for (;;) {
+        const ssize_t plain = tls->read(endpoint.read_buffer(), Endpoint::kReadSize);
+        if (plain == 0) break;
+        if (plain < 0 || !take(size_t(plain))) return false;
+      }
+    } else if (!take(size_t(size))) {
       return false;
+    }
     if (size_t(size) < Endpoint::kReadSize) break;
   }
   mark();
   return true;
+}
+
+bool Channel::take(size_t size) {
+  // Negative: not HTTP/2, a flood, no memory. Other errors of the peer are answered by the session itself.
+  return nghttp2_session_mem_recv(session, reinterpret_cast<uint8_t *>(endpoint.read_buffer()), size) >= 0;
 }
 
 bool Channel::write() {
@@ -392,12 +491,14 @@ bool Channel::write() {
       if (size == 0) break;
       out.append(data, size_t(size));
     }
-    if (!out.pending()) break;
-    if (half_closed || !out.write(fd)) return false;
-    if (out.pending()) break;
+    if (!pending()) break;
+    if (half_closed || !(tls ? tls->write(out, fd) : out.write(fd))) return false;
+    if (pending()) break;
   }
-  endpoint.watch(*this, out.pending() > 0);
-  if (out.pending() || nghttp2_session_want_read(session) || nghttp2_session_want_write(session)) return true;
+  // Before the end of the handshake there is nothing to wait for but the client.
+  const bool shaking = tls && !tls->ready();
+  endpoint.watch(*this, shaking ? tls->pending() > 0 : pending() > 0);
+  if (pending() || shaking || nghttp2_session_want_read(session) || nghttp2_session_want_write(session)) return true;
   return done();
 }
 

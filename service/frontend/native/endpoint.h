@@ -14,8 +14,10 @@
 #include <utility>
 #include <vector>
 
+#include "access.h"
 #include "call.h"
 #include "output.h"
+#include "tls.h"
 
 namespace onclock {
 
@@ -24,6 +26,8 @@ struct Limits {
   size_t max_bytes = 0;     // bytes of the messages of all calls in progress
   long max_calls = 0;       // calls of the served method in progress
   uint32_t max_streams = 0; // concurrent streams of one connection
+  long max_connections = 0; // clients' connections
+  int64_t idle_ns = 0;      // a connection without streams is closed after that; 0: never
 };
 
 // What a call is told that is refused before its message is read.
@@ -58,16 +62,21 @@ class Channel {
   virtual void closed() = 0;
   // The session has ended and all is sent. False: close the socket.
   virtual bool done() { return false; }
+  size_t pending() const { return out.pending() + (tls ? tls->pending() : 0); }
   void mark();  // to be written at the end of this round
 
   Endpoint &endpoint;
   int fd;
   nghttp2_session *session = nullptr;
   Output out;
+  std::unique_ptr<Tls> tls;
   bool dirty = false;
   bool dead = false;
   bool listed_for_write = false;  // epoll tells when there is room
   bool half_closed = false;       // our side of the socket is shut
+
+ private:
+  bool take(size_t size);
 };
 
 // A client's connection.
@@ -81,6 +90,9 @@ class Connection : public Channel {
   Upstream *upstream = nullptr;
   Stream *streams = nullptr;  // a list, to find them when the connection breaks
   uint32_t open_streams = 0;
+  bool begun = false;             // the client has said something that is HTTP/2
+  int64_t quiet_ns = now_ns();    // since when nothing has been asked
+  Known known;
 };
 
 // The private connection to the ordinary server that takes what is relayed from one client's connection.
@@ -110,6 +122,7 @@ struct Stream {
   bool served_path = false, is_post = false, is_grpc = false;
   int64_t timeout_ns = kNever;
   Encoding encoding = Encoding::kIdentity;
+  nghttp2_rcbuf *credentials = nullptr;  // the value of `authorization`, of a call of the served method
 
   // A call of the served method.
   CallPtr call;
@@ -150,11 +163,17 @@ class Endpoint {
   // Ends the endpoint: no new connections, no new calls; connections are closed when they are idle, at the latest after
   // `grace_ns`. Then `poll` says that it has ended.
   void stop(int64_t grace_ns);
+  // Connections that are accepted from now on use TLS with this context.
+  void secure(TlsContext context);
+  // Who may call from now on.
+  void admit(std::shared_ptr<const Access> access);
   bool polled_by_me() const { return poller_.load(std::memory_order_relaxed) == pthread_self(); }
 
   std::mutex lock;  // everything below, and all channels
   std::atomic<long> calls{0};
   std::atomic<size_t> bytes{0};
+  std::atomic<long> connections{0};
+  std::atomic<long> turned_away{0};  // connections beyond the limit
   const Limits limits;
   const std::string method;
 
@@ -168,6 +187,7 @@ class Endpoint {
   void watch(Channel &channel, bool for_write);
   void destroy(Channel &channel);
   char *read_buffer() { return read_buffer_.data(); }
+  char *wire_buffer() { return wire_buffer_.data(); }
   static constexpr size_t kReadSize = 256 * 1024;
 
  private:
@@ -176,6 +196,8 @@ class Endpoint {
   void drain_answers();
   void write_all();
   void wind_down();
+  void sweep(int64_t at_ns);
+  bool identify(Stream &stream);
 
   int epoll_ = -1;
   int wake_ = -1;  // an eventfd
@@ -183,6 +205,10 @@ class Endpoint {
   const std::string upstream_path_;
   const Refusal unseen_;
   Buffer read_buffer_;
+  Buffer wire_buffer_;  // what was read of a connection with TLS
+  TlsContext tls_;
+  std::shared_ptr<const Access> access_;
+  uint64_t access_generation_ = 0;
   std::vector<Channel *> channels_;
   std::vector<Channel *> dirty_;
   std::vector<Channel *> graveyard_;  // freed by the poller, which may hold events for them
@@ -198,6 +224,7 @@ class Endpoint {
   bool accept_paused_ = false;
   int64_t looked_ns_ = now_ns();
   int64_t stop_ns_ = 0;
+  int64_t sweep_ns_ = 0;
 };
 
 }  // namespace onclock

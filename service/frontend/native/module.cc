@@ -144,9 +144,12 @@ void call_dealloc(PyObject *object) {
   Py_DECREF(type);
 }
 
+int is_arrival, is_caller;
+
 PyObject *call_get(PyObject *object, void *which) {
   auto *self = reinterpret_cast<CallObject *>(object);
-  if (which) return PyLong_FromLongLong(self->call->arrival_ns);
+  if (which == &is_arrival) return PyLong_FromLongLong(self->call->arrival_ns);
+  if (which == &is_caller) return PyLong_FromLongLong(self->call->caller);
   return PyLong_FromLongLong(self->call->deadline_ns);
 }
 
@@ -165,10 +168,10 @@ PyMethodDef call_methods[] = {{"reply", call_reply, METH_O, "Answer with a messa
 PyMemberDef call_members[] = {
     {"on_cancel", T_OBJECT, offsetof(CallObject, on_cancel), 0, "Called when the call ends before it was answered."},
     {nullptr, 0, 0, 0, nullptr}};
-int is_arrival;
 PyGetSetDef call_properties[] = {
     {"arrival_ns", call_get, nullptr, "When the message was complete, ns, monotonic.", &is_arrival},
     {"deadline_ns", call_get, nullptr, "The client's deadline, ns, monotonic; 2**63 - 1: none.", nullptr},
+    {"caller", call_get, nullptr, "Who asks: the number given with their key; 0: nobody known.", &is_caller},
     {"encoding", call_encoding, nullptr, "How the message is compressed: None, 'gzip' or 'deflate'.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 PyType_Slot call_slots[] = {{Py_tp_dealloc, reinterpret_cast<void *>(call_dealloc)},
@@ -184,19 +187,22 @@ PyType_Spec call_spec = {"service.frontend._native.Call", sizeof(CallObject), 0,
 // ------------------------------------------------------------------------------------------------------------ endpoint
 
 PyObject *endpoint_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-  static const char *names[] = {"listeners", "method",    "upstream",    "max_message", "max_bytes",
-                                "max_calls", "max_streams", "unseen", "explain",     nullptr};
+  static const char *names[] = {"listeners",   "method",          "upstream", "max_message", "max_bytes", "max_calls",
+                                "max_streams", "max_connections", "idle_ns",  "unseen",      "explain",   nullptr};
   PyObject *listeners, *explain;
   const char *method, *upstream, *details, *pushback;
   Py_ssize_t max_message, max_bytes;
   Limits limits;
+  long long idle_ns;
   Refusal unseen;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!ssnnlI(iss)O", const_cast<char **>(names), &PyList_Type, &listeners,
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!ssnnlIlL(iss)O", const_cast<char **>(names), &PyList_Type, &listeners,
                                    &method, &upstream, &max_message, &max_bytes, &limits.max_calls, &limits.max_streams,
+                                   &limits.max_connections, &idle_ns,
                                    &unseen.status, &details, &pushback, &explain))
     return nullptr;
   limits.max_message = size_t(max_message);
   limits.max_bytes = size_t(max_bytes);
+  limits.idle_ns = idle_ns;
   unseen.details = details;
   unseen.pushback = pushback;
   std::vector<int> fds;
@@ -281,6 +287,50 @@ PyObject *endpoint_stop(PyObject *object, PyObject *grace) {
   Py_RETURN_NONE;
 }
 
+PyObject *endpoint_secure(PyObject *object, PyObject *args) {
+  const char *chain, *key, *authorities;
+  Py_ssize_t chain_size, key_size, authorities_size;
+  if (!PyArg_ParseTuple(args, "y#y#y#", &chain, &chain_size, &key, &key_size, &authorities, &authorities_size))
+    return nullptr;
+  try {
+    TlsContext context = make_tls_context(std::string(chain, size_t(chain_size)), std::string(key, size_t(key_size)),
+                                          std::string(authorities, size_t(authorities_size)));
+    const int64_t end = end_of(context);
+    without_interpreter([&] { reinterpret_cast<EndpointObject *>(object)->endpoint->secure(std::move(context)); });
+    return PyLong_FromLongLong(end);
+  } catch (const std::exception &error) {
+    return PyErr_Format(PyExc_ValueError, "%s", error.what());
+  }
+}
+
+PyObject *endpoint_admit(PyObject *object, PyObject *args) {
+  PyObject *callers;
+  long long number;
+  int may_infer;
+  if (!PyArg_ParseTuple(args, "O!(Lp)", &PyList_Type, &callers, &number, &may_infer)) return nullptr;
+  auto access = std::make_shared<Access>();
+  access->anonymous = {number, bool(may_infer)};
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(callers); i++) {
+    const char *bytes;
+    Py_ssize_t size;
+    if (!PyArg_ParseTuple(PyList_GET_ITEM(callers, i), "y#Lp", &bytes, &size, &number, &may_infer)) return nullptr;
+    Digest digest;
+    if (size_t(size) != digest.size()) return PyErr_Format(PyExc_ValueError, "expected SHA-256 digests of 32 bytes");
+    memcpy(digest.data(), bytes, digest.size());
+    access->callers[digest] = {number, bool(may_infer)};
+  }
+  without_interpreter([&] { reinterpret_cast<EndpointObject *>(object)->endpoint->admit(std::move(access)); });
+  Py_RETURN_NONE;
+}
+
+PyObject *endpoint_connections(PyObject *object, void *) {
+  return PyLong_FromLong(reinterpret_cast<EndpointObject *>(object)->endpoint->connections.load());
+}
+
+PyObject *endpoint_turned_away(PyObject *object, void *) {
+  return PyLong_FromLong(reinterpret_cast<EndpointObject *>(object)->endpoint->turned_away.load());
+}
+
 PyObject *endpoint_calls(PyObject *object, void *) {
   return PyLong_FromLong(reinterpret_cast<EndpointObject *>(object)->endpoint->calls.load());
 }
@@ -294,9 +344,14 @@ PyMethodDef endpoint_methods[] = {
     {"hold", endpoint_hold, METH_NOARGS, "Answers of other threads than the poller wait for `flush`."},
     {"flush", endpoint_flush, METH_NOARGS, "Send the answers that were held; then what has arrived is handed over."},
     {"stop", endpoint_stop, METH_O, "End, at the latest after so many ns."},
+    {"secure", endpoint_secure, METH_VARARGS, "Use TLS: chain, key, client authorities, in PEM."},
+    {"admit", endpoint_admit, METH_VARARGS, "Who may call: (digest, number, may_infer) each, and whoever has no key."},
     {nullptr, nullptr, 0, nullptr}};
 PyGetSetDef endpoint_properties[] = {{"calls", endpoint_calls, nullptr, "Calls in progress.", nullptr},
                                      {"bytes", endpoint_bytes, nullptr, "Bytes of their messages.", nullptr},
+                                     {"connections", endpoint_connections, nullptr, "Clients' connections.", nullptr},
+                                     {"turned_away", endpoint_turned_away, nullptr,
+                                      "Connections that were one too many.", nullptr},
                                      {nullptr, nullptr, nullptr, nullptr, nullptr}};
 PyType_Slot endpoint_slots[] = {{Py_tp_new, reinterpret_cast<void *>(endpoint_new)},
                                 {Py_tp_dealloc, reinterpret_cast<void *>(endpoint_dealloc)},

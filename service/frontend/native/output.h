@@ -4,6 +4,7 @@
 #pragma once
 
 #include <errno.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -12,6 +13,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace onclock {
@@ -31,6 +33,45 @@ class Output {
   void refer(std::shared_ptr<void> owner, const char *data, size_t size) {
     segments_.push_back({std::move(owner), data, 0, size});
     pending_ += size;
+  }
+
+  // The next bytes, at most `most`: where they lie together, or copied to `room`.
+  std::pair<const char *, size_t> next(char *room, size_t most) const {
+    size_t size = 0;
+    for (size_t i = first_; i < segments_.size() && size < most; i++) {
+      const Segment &segment = segments_[i];
+      const size_t skipped = i == first_ ? sent_ : 0;
+      const char *data = (segment.owner ? segment.data : arena_.data() + segment.offset) + skipped;
+      const size_t left = segment.size - skipped;
+      if (!size && (left >= most || i + 1 == segments_.size())) return {data, std::min(left, most)};
+      const size_t take = std::min(left, most - size);
+      memcpy(room + size, data, take);
+      size += take;
+    }
+    return {room, size};
+  }
+
+  // `taken` of the next bytes have left.
+  void consume(size_t taken) {
+    pending_ -= taken;
+    while (taken > 0) {
+      Segment &segment = segments_[first_];
+      const size_t left = segment.size - sent_;
+      if (taken < left) {
+        sent_ += taken;
+        return;
+      }
+      taken -= left;
+      sent_ = 0;
+      segment.owner.reset();
+      first_++;
+    }
+    if (pending_ == 0) {
+      segments_.clear();
+      first_ = 0;
+      arena_.clear();
+      if (arena_.capacity() > kKeep) arena_.shrink_to_fit();
+    }
   }
 
   // Sends what the socket takes. False: the connection is broken.
@@ -69,28 +110,6 @@ class Output {
     size_t offset;
     size_t size;
   };
-
-  void consume(size_t taken) {
-    pending_ -= taken;
-    while (taken > 0) {
-      Segment &segment = segments_[first_];
-      const size_t left = segment.size - sent_;
-      if (taken < left) {
-        sent_ += taken;
-        return;
-      }
-      taken -= left;
-      sent_ = 0;
-      segment.owner.reset();
-      first_++;
-    }
-    if (pending_ == 0) {
-      segments_.clear();
-      first_ = 0;
-      arena_.clear();
-      if (arena_.capacity() > kKeep) arena_.shrink_to_fit();
-    }
-  }
 
   std::string arena_;
   std::vector<Segment> segments_;

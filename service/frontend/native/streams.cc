@@ -89,7 +89,12 @@ int on_header(nghttp2_session *session, const nghttp2_frame *frame, nghttp2_rcbu
                        : equals(text, "deflate") ? Encoding::kDeflate
                                                  : Encoding::kOther;
   }
-  if (!stream->served_path) {
+  if (stream->served_path) {
+    if (equals(key, "authorization") && !stream->credentials) {
+      nghttp2_rcbuf_incref(value);
+      stream->credentials = value;
+    }
+  } else {
     nghttp2_rcbuf_incref(name);
     nghttp2_rcbuf_incref(value);
     stream->headers.emplace_back(name, value);
@@ -111,6 +116,7 @@ void end_of_request(Stream &stream) {
 }
 
 int on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *user) {
+  connection_of(user).begun = true;
   if (frame->hd.type != NGHTTP2_HEADERS && frame->hd.type != NGHTTP2_DATA) return 0;
   Stream *stream = stream_of(session, frame->hd.stream_id);
   if (!stream) return 0;
@@ -210,10 +216,11 @@ void forget(Stream *stream) {
     nghttp2_rcbuf_decref(name);
     nghttp2_rcbuf_decref(value);
   }
+  if (stream->credentials) nghttp2_rcbuf_decref(stream->credentials);
   if (stream->previous) stream->previous->next = stream->next;
   else connection.streams = stream->next;
   if (stream->next) stream->next->previous = stream->previous;
-  connection.open_streams--;
+  if (!--connection.open_streams) connection.quiet_ns = now_ns();
   delete stream;
 }
 
@@ -445,6 +452,7 @@ void Connection::closed() {
     forget(streams);
   }
   if (upstream) endpoint.destroy(*upstream);
+  endpoint.connections.fetch_sub(1, std::memory_order_relaxed);
 }
 
 Upstream::Upstream(Endpoint &endpoint, int fd, Connection *front) : Channel(endpoint, fd), front(front) {
@@ -489,8 +497,11 @@ void submit_answer(Stream &stream) {
 bool Connection::done() {
   // Closing with unread bytes in the socket would reset the connection, and the client might lose what it was sent: we
   // end our side and wait until it ends its own.
-  if (!half_closed) shutdown(fd, SHUT_WR);
+  if (half_closed) return true;
+  if (tls) tls->farewell(fd);
+  shutdown(fd, SHUT_WR);
   half_closed = true;
+  quiet_ns = now_ns();
   return true;
 }
 

@@ -22,6 +22,8 @@ LEAVES = [
 
 # Where existing clients match on the code, it is Triton's.
 EXPECTED = {
+    "Unauthenticated": "UNAUTHENTICATED",
+    "Forbidden": "PERMISSION_DENIED",
     "AlreadyExists": "ALREADY_EXISTS",
     "NotFound": "NOT_FOUND",
     "DeviceFailed": "UNAVAILABLE",

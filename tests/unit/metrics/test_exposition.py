@@ -63,6 +63,9 @@ def busy() -> MetricsRegistry:
     registry.add_device("cpu", "CPUExecutionProvider")
     registry.record_unrouted("unknown_model")
     registry.record_load("m", succeeded=True)
+    registry.security_reloaded("keys", fine=True)
+    registry.connections = lambda: (3, 0)
+    registry.certificate_end_s = lambda: 1_900_000_000
     registry.gpus = lambda: [GpuReading("GPU-1", 0.5, 1, 2, 3.0, 4.0, 5.0)]
     return registry
 

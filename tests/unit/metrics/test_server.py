@@ -64,7 +64,7 @@ def test_a_taken_port_is_a_clear_error(server: MetricsServer) -> None:
 def test_an_address_of_nobody_is_a_clear_error() -> None:
     """A host name that does not resolve, and an address of another machine."""
     for host in ("no-such-host.invalid", "192.0.2.1"):
-        with pytest.raises(MetricsPortError, match="--host"):
+        with pytest.raises(MetricsPortError, match="--metrics-host"):
             MetricsServer(host, 0, MetricsRegistry()).start()
 
 
