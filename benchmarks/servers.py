@@ -46,6 +46,15 @@ class Server:
     port: int
     log: Path
     metrics_port: int = 0
+    # How it is reached where it is secured.
+    credentials: grpc.ChannelCredentials | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
+
+    def channel(self) -> grpc.Channel:
+        """A channel to it."""
+        if self.credentials is None:
+            return grpc.insecure_channel(self.url)
+        return grpc.secure_channel(self.url, self.credentials)
 
     @property
     def pid(self) -> int:
@@ -110,7 +119,12 @@ def echo_server(settings: Settings, threads: int = 80) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def onclock_server(
-    settings: Settings, repository: Path, models: Sequence[str], flags: Sequence[str] = ()
+    settings: Settings,
+    repository: Path,
+    models: Sequence[str],
+    flags: Sequence[str] = (),
+    credentials: grpc.ChannelCredentials | None = None,
+    metadata: tuple[tuple[str, str], ...] = (),
 ) -> Iterator[Server]:
     """`onclock serve` on `repository`, once every one of `models` is ready."""
     port, metrics_port = free_port(), free_port()
@@ -119,7 +133,7 @@ def onclock_server(
     # Measure the models anew: a profile kept from a busier or quieter moment would be what is benchmarked.
     command += ["--profile-cache", "none", *flags]
     process, log = _launch(f"onclock_{repository.name}", command, settings.server_core, settings.out)
-    server = Server("onclock", process, port, log, metrics_port)
+    server = Server("onclock", process, port, log, metrics_port, credentials, metadata)
     try:
         _wait_connected(server)
         _wait_models(server, models)
@@ -129,7 +143,7 @@ def onclock_server(
 
 
 def _wait_connected(server: Server) -> None:
-    with grpc.insecure_channel(server.url) as channel:
+    with server.channel() as channel:
         end = time.monotonic() + READY_TIMEOUT_S
         ready = grpc.channel_ready_future(channel)
         while time.monotonic() < end:
@@ -144,7 +158,7 @@ def _wait_connected(server: Server) -> None:
 
 def _wait_models(server: Server, models: Sequence[str]) -> None:
     """Wait until every model is ready. Raises `BenchmarkError` with the server's reason as soon as one has failed."""
-    with grpc.insecure_channel(server.url) as channel:
+    with server.channel() as channel:
         index = channel.unary_unary(
             SERVICE + "RepositoryIndex",
             request_serializer=pb.RepositoryIndexRequest.SerializeToString,
@@ -153,7 +167,10 @@ def _wait_models(server: Server, models: Sequence[str]) -> None:
         end = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < end:
             server.check_alive()
-            states = {entry.name: entry for entry in index(pb.RepositoryIndexRequest(), timeout=10).models}
+            states = {
+                entry.name: entry
+                for entry in index(pb.RepositoryIndexRequest(), timeout=10, metadata=server.metadata).models
+            }
             found = [states[name] for name in models if name in states]
             if len(found) == len(models) and all(entry.state == "READY" for entry in found):
                 return

@@ -80,6 +80,8 @@ TlsContext make_tls_context(const std::string &chain, const std::string &key, co
   SSL_CTX_set_min_proto_version(raw, TLS1_2_VERSION);
   // HTTP/2 allows only these of TLS 1.2 (RFC 9113, 9.2.2).
   SSL_CTX_set_cipher_list(raw, "ECDHE+AESGCM:ECDHE+CHACHA20");
+  // Both lengths are safe for longer than anybody's traffic matters, and the shorter costs a fifth less.
+  SSL_CTX_set_ciphersuites(raw, "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256");
   SSL_CTX_set_options(raw, SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION | SSL_OP_CIPHER_SERVER_PREFERENCE |
                                SSL_OP_PRIORITIZE_CHACHA | SSL_OP_NO_TICKET);
   // gRPC's clients keep connections, not sessions; without resumption, a certificate is looked at on every connection.
