@@ -20,7 +20,7 @@ TESTS ?= tests
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve zoo classify load test lint format types sim bench bench-gpu protos lock clean
+.PHONY: help serve zoo classify load test lint format types sim bench bench-gpu protos lock image clean
 
 help:
 	@sed -n '2,8p' Makefile | sed 's/^# *//'
@@ -85,6 +85,9 @@ bench-gpu: $(VENV)/.dev
 protos: $(VENV)/.dev
 	PATH="$(abspath $(BIN)):$$PATH" protos/generate.sh
 
+# The image's Python and processor; its ONNX Runtime is one of two.
+LOCK_IMAGE = --quiet --no-strip-extras --generate-hashes --no-emit-index-url --python-version 3.11 --python-platform x86_64-manylinux_2_28
+
 # Resolve the pinned versions anew, for every platform and Python at once, with hashes.
 lock: $(VENV)/.dev
 	$(PIP) install uv==0.13.9
@@ -92,6 +95,16 @@ lock: $(VENV)/.dev
 	  pyproject.toml -o requirements/server.lock
 	$(BIN)/uv pip compile --quiet --no-strip-extras --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 	  --extra dev --extra loadtests --extra models pyproject.toml -o requirements/dev.lock
+	$(BIN)/uv pip compile $(LOCK_IMAGE) requirements/build.in -o requirements/build.lock
+	$(BIN)/uv pip compile $(LOCK_IMAGE) --override requirements/image-cpu.override pyproject.toml -o requirements/image-cpu.lock
+	$(BIN)/uv pip compile $(LOCK_IMAGE) --extra cuda pyproject.toml -o requirements/image-cuda.lock
+
+# The server as an image, on public bases; IMAGE_FLAGS="--target cuda -t onclock:cuda" for GPUs.
+IMAGE_FLAGS ?= -t onclock
+BUILDER ?= $(firstword $(shell command -v docker podman buildah))
+image:
+	@[ -n "$(BUILDER)" ] || { echo "make image needs docker, podman or buildah" >&2; exit 1; }
+	$(BUILDER) build $(IMAGE_FLAGS) .
 
 clean:
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
