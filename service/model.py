@@ -32,6 +32,7 @@ from service.errors import (
 )
 from service.logs import IncidentLimiter
 from service.metrics import ModelMetrics, ModelShard, ModelState
+from service.metrics.saturation import row_ns
 from service.request import BatchOutput, InferenceRequest, OutputPart, ShapeClass, halves, refusal_error
 from service.scheduler import Dispatch, LatencyModel, ModelQueue, QueuePolicy, Refusal, RefusalReason, Segment
 from service.tensor import element_count
@@ -77,6 +78,8 @@ class Model:
         self.default_priority = policy.default_priority
         self.priority_levels = policy.priority_levels
         self.metrics = metrics
+        metrics.devices = policy.devices
+        metrics.row_ns = self.row_ns
         self.latency = latency
         self._pools = pools
         self._runtime = runtime
@@ -135,6 +138,12 @@ class Model:
             if self.config.optimization.cuda_graphs
             else None,
         )
+
+    def row_ns(self) -> float:
+        """Predicted time of a row within the objective, ns, of the shape that was measured at load or else was the
+        first to come; 0 when nothing is known."""
+        known = (latencies for latencies in self.latency.table().values() if any(latencies.values()))
+        return row_ns(next(known, {}), self.policy.slo_ns)
 
     # ---------------------------------------------------------------- the way in
 
@@ -500,6 +509,7 @@ class Model:
         self._pools = {}
         self._shapes.clear()
         self.metrics.state = ModelState
+        self.metrics.row_ns = float
 
 
 def refuse_all(refusals: Sequence[Refusal]) -> None:

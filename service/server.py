@@ -178,7 +178,7 @@ class Server:
         """Open the ports: alive, not ready. Raises `PortError`."""
         settings = self._settings
         for device in self.devices.taken:
-            self.registry.add_device(device.name, device.provider)
+            self.registry.add_device(device.name, device.provider, device.slots)
         log.info("devices", extra={"taken": names(self.devices.taken), "reason": self.devices.why})
         if self.devices.gpus:
             self.registry.gpus = self._gpus.read

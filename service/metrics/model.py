@@ -12,10 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from service.clock import NS_PER_MS, now_ns
+from service.clock import NS_PER_MS, NS_PER_S, now_ns
 from service.metrics.buckets import DURATION_BOUNDS_NS, RATIO_BOUNDS, ROWS_BOUNDS, SLACK_BOUNDS_NS
+from service.metrics.saturation import Demand
 from service.metrics.shard import WINDOW_STEP_NS, WINDOW_STEPS, BatchTally, ModelShard, Tally, Totals
 from service.metrics.statistics import BatchStatistics, ModelStatistics, StatisticDuration
+
+# What is asked for is looked at over the last fifteen seconds, in whole steps: as often as Kubernetes looks.
+DEMAND_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,9 @@ class ModelMetrics:
         self.name = name
         self.version = version
         self.state = state
+        # For the pod's saturation: where it runs, and the predicted time of a row in ns (0: not known).
+        self.devices: tuple[str, ...] = ()
+        self.row_ns: Callable[[], float] = float
         self._shards: list[ModelShard] = []
         self._lock = threading.Lock()
 
@@ -123,6 +130,23 @@ class ModelMetrics:
                     offered += cell.offered
                     in_time += cell.in_time
         return in_time / offered if offered else None
+
+    def demand(self, at_ns: int) -> Demand | None:
+        """What was asked of the model in the last whole steps; None when nothing was."""
+        newest = at_ns // WINDOW_STEP_NS
+        offered = sum(
+            cell.offered
+            for shard in self._shards.copy()
+            for cell in shard.window.copy()
+            if newest - DEMAND_STEPS <= cell.step < newest
+        )
+        if not offered:
+            return None
+        totals = [shard.totals for shard in self._shards.copy()]
+        answered = sum(part.requests for part in totals)
+        rows = sum(part.rows for part in totals) / answered if answered else 1.0
+        seconds = DEMAND_STEPS * WINDOW_STEP_NS / NS_PER_S
+        return Demand(offered * rows / seconds, self.row_ns(), self.devices)
 
 
 def add_up(shards: Sequence[ModelShard]) -> ShardSum:

@@ -22,6 +22,7 @@ from service.metrics.catalogue import MODEL_FAMILIES, ModelView
 from service.metrics.exposition import header_lines, label_text, sample_line
 from service.metrics.gpu import Reading, gpu_lines
 from service.metrics.model import ModelMetrics
+from service.metrics.saturation import saturation
 
 # Models handled between two pauses: about a millisecond of work, a fraction of the interpreter's switch interval.
 _MODELS_PER_TURN = 32
@@ -35,6 +36,7 @@ _UNROUTED_HELP = "Requests that reached no model, by reason: unknown names, unde
 _RELOADS_HELP = "Changes of certificates and API keys while serving: used, or failed (what was in force still is)"
 _TURNED_AWAY_HELP = "Connections that were closed at once, since there were max_connections"
 _END_HELP = "When the server's certificate ends, seconds since 1970"
+_SATURATION_HELP = "What was asked for in the last 15 s over what the busiest device could answer within the objectives"
 _HEALTHY_HELP = "0 = the device is broken or hangs, and the server is ending to be replaced"
 
 
@@ -44,6 +46,7 @@ class DeviceInfo:
 
     device: str
     provider: str
+    slots: int = 1
 
 
 class MetricsRegistry:
@@ -83,10 +86,10 @@ class MetricsRegistry:
             if self._models.get((metrics.name, metrics.version)) is metrics:
                 del self._models[metrics.name, metrics.version]
 
-    def add_device(self, device: str, provider: str) -> None:
-        """Show that models run on `device` through the execution provider `provider`."""
+    def add_device(self, device: str, provider: str, slots: int = 1) -> None:
+        """Show that models run on `device` through the execution provider `provider`, `slots` batches at once."""
         with self._lock:
-            self._devices[DeviceInfo(device, provider)] = None
+            self._devices[DeviceInfo(device, provider, slots)] = None
 
     def device_failed(self, device: str) -> None:
         """Show that `device` is broken for good."""
@@ -150,6 +153,10 @@ class MetricsRegistry:
         for info in devices:
             labels = label_text([("device", info.device), ("provider", info.provider)])
             lines.append(sample_line("onclock_device_info", labels, 1))
+        demands = [demand for metrics in _in_turns(models) if (demand := metrics.demand(at_ns)) is not None]
+        lines += header_lines("onclock_saturation_ratio", "gauge", _SATURATION_HELP)
+        slots = {info.device: info.slots for info in devices}
+        lines.append(sample_line("onclock_saturation_ratio", "", saturation(demands, slots)))
         lines += header_lines("onclock_device_healthy", "gauge", _HEALTHY_HELP)
         for name in dict.fromkeys([*(info.device for info in devices), *sorted(broken)]):
             lines.append(sample_line("onclock_device_healthy", label_text([("device", name)]), int(name not in broken)))

@@ -239,7 +239,7 @@ class LatencyModel:
         """The present expectation per shape and bucket in nanoseconds, with scale, without quantile."""
         return {
             shape: {rows: int(ns * self.scale) for rows, ns in zip(self.buckets, curve.ns, strict=True)}
-            for shape, curve in self._curves.items()
+            for shape, curve in list(self._curves.items())
         }
 
     def _refresh(self) -> None:

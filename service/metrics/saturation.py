@@ -1,0 +1,42 @@
+"""Predicted saturation: what was asked for lately, as a share of what the devices could answer within the objectives.
+
+    saturation of a device = sum over its models of (rows offered a second x predicted time of a row) / slots
+
+A row's time is that of the batch size with the most rows per second among those that fit the objective. So the figure
+grows with the load also while small batches keep a device busy anyway, which its utilization does not, and beyond 1
+when more is asked for than can be answered: what is refused counts as asked for. It is made to scale by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from service.clock import NS_PER_S
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What is asked of one model: rows a second, the predicted time of each in ns, the devices that share them."""
+
+    rows_per_s: float
+    row_ns: float
+    devices: tuple[str, ...]
+
+
+def row_ns(latencies: Mapping[int, int], slo_ns: int | None) -> float:
+    """The least time of a row, ns, of batch sizes (rows -> ns of the batch) that fit the objective, or of all of them
+    where none does. 0 when nothing is known."""
+    known = [(rows, ns) for rows, ns in latencies.items() if ns > 0]
+    fitting = [(rows, ns) for rows, ns in known if slo_ns is None or ns <= slo_ns]
+    return min((ns / rows for rows, ns in fitting or known), default=0.0)
+
+
+def saturation(demands: Iterable[Demand], slots: Mapping[str, int]) -> float:
+    """Of the device that has the most to do; `slots`: batches at once on each. 0 without any demand."""
+    load: dict[str, float] = {}
+    for demand in demands:
+        for device in demand.devices:
+            share = demand.rows_per_s * demand.row_ns / NS_PER_S / len(demand.devices)
+            load[device] = load.get(device, 0.0) + share
+    return max((busy / max(1, slots.get(device, 1)) for device, busy in load.items()), default=0.0)
