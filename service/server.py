@@ -167,6 +167,7 @@ class Server:
                 self.registry,
                 (lambda: certificates.context) if certificates is not None and settings.metrics_tls else None,
                 None if access is None else access.may_scrape,
+                lambda: self.state.ready,
             )
             if settings.metrics_enabled
             else None

@@ -1,4 +1,4 @@
-"""The metrics port: HTTP GET /metrics, nothing else.
+"""The metrics port: HTTP GET /metrics; /livez and /readyz for probes that cannot ask by gRPC; nothing else.
 
 Promise: constructing does nothing; `start` binds and serves from a thread of its own, or raises `MetricsPortError`
 saying what to do; `stop` closes the port and returns when the thread has ended. At most a few connections are served
@@ -33,6 +33,7 @@ _POLL_S = 0.1
 _GZIP_LEVEL = 1
 
 
+_TEXT = "text/plain; charset=utf-8"
 _NO_KEY = b"expected an API key of the group 'metrics' in 'Authorization: Bearer KEY'\n"
 
 
@@ -50,9 +51,12 @@ class MetricsServer:
         registry: MetricsRegistry,
         tls: Callable[[], ssl.SSLContext] | None = None,
         may_scrape: Callable[[str | None], bool] | None = None,
+        ready: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`tls` is asked for each connection (None: no TLS); `may_scrape` for each request, with its `Authorization`
-        header (None: everybody may)."""
+        """`tls` is asked for each connection (None: no TLS); `may_scrape` for each scrape, with its `Authorization`
+        header (None: everybody may); `ready` for each probe, which needs no key: it learns no more than whoever
+        connects."""
+        self._ready = ready
         self._tls = tls
         self._may_scrape = may_scrape
         self.host = host
@@ -68,7 +72,7 @@ class MetricsServer:
         host = self.host.removeprefix("[").removesuffix("]")
         try:
             family = socket.getaddrinfo(host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-            server = _Server(family, (host, self.port), self._registry, self._tls, self._may_scrape)
+            server = _Server(family, (host, self.port), self._registry, self._tls, self._may_scrape, self._ready)
         except OSError as error:
             raise MetricsPortError(
                 f"cannot listen on {self.host}:{self.port} for metrics: {error.strerror or error}; choose another with "
@@ -106,7 +110,9 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         registry: MetricsRegistry,
         tls: Callable[[], ssl.SSLContext] | None,
         may_scrape: Callable[[str | None], bool] | None,
+        ready: Callable[[], bool],
     ) -> None:
+        self.ready = ready
         self.may_scrape = may_scrape
         self._tls = tls
         self.address_family = family
@@ -146,12 +152,19 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        if path == "/livez" or (path == "/readyz" and self.server.ready()):
+            self._answer(HTTPStatus.OK, _TEXT, b"ok\n")
+            return
+        if path == "/readyz":
+            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, _TEXT, b"not ready\n")
+            return
         may_scrape = self.server.may_scrape
         if may_scrape is not None and not may_scrape(self.headers.get("Authorization")):
-            self._answer(HTTPStatus.UNAUTHORIZED, "text/plain; charset=utf-8", _NO_KEY)
+            self._answer(HTTPStatus.UNAUTHORIZED, _TEXT, _NO_KEY)
             return
-        if urlsplit(self.path).path != "/metrics":
-            self._answer(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"not found; metrics are at /metrics\n")
+        if path != "/metrics":
+            self._answer(HTTPStatus.NOT_FOUND, _TEXT, b"not found; metrics are at /metrics\n")
             return
         with self.server.render_lock:
             body = self.server.registry.render()

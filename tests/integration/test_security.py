@@ -581,6 +581,9 @@ def test_the_metrics_port_needs_a_key_as_well(ingress: str, secured: Secured) ->
     assert status("wrong") == 401
     assert status(secured.keys["inference"]) == 401
     assert asked == ["Bearer"] * 3
+    for probe in ("livez", "readyz"):
+        with urllib.request.urlopen(secured.server.metrics_url.replace("metrics", probe)) as answer:
+            assert answer.read() == b"ok\n"
     assert status(secured.keys["metrics"]) == 200
 
 

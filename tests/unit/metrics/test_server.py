@@ -91,3 +91,25 @@ def test_idle_connections_do_not_block_a_scrape_and_are_bounded(server: MetricsS
     assert more[1].recv(1) == b""
     for connection in idle + more:
         connection.close()
+
+
+def test_probes_are_answered_without_a_key_and_follow_readiness() -> None:
+    """Kubernetes' HTTP probes; a scrape needs its key all the same."""
+    ready = False
+    server = MetricsServer(
+        "127.0.0.1", 0, MetricsRegistry(), may_scrape=lambda header: header == "Bearer k", ready=lambda: ready
+    )
+    server.start()
+    try:
+        assert get(server, "/livez")[0] == b"ok\n"
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            get(server, "/readyz")
+        assert refused.value.code == 503
+        ready = True
+        assert get(server, "/readyz")[0] == b"ok\n"
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            get(server, "/metrics")
+        assert refused.value.code == 401
+        assert b"onclock_build_info" in get(server, "/metrics", Authorization="Bearer k")[0]
+    finally:
+        server.stop()
