@@ -17,10 +17,11 @@ from models.transfer import baselines, report, tables
 from models.transfer.backbone import FEATURES, CutError, cut, cut_point
 from models.transfer.backbones import BACKBONES, Backbone
 from models.transfer.compose import check, composed, head_model, opset_of
-from models.transfer.data import DataError, Dataset, read
+from models.transfer.data import DataError, Dataset
 from models.transfer.evaluate import Scores
 from models.transfer.features import extract
 from models.transfer.heads import Fitted, fit
+from models.transfer.reading import read
 from models.transfer.splits import Leakage, separate
 from models.zoo.publish import Entry, publish, publish_version
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.transfer.data import Column, DataError, Dataset, Example, read
+from models.transfer.data import Column, DataError, Dataset, Example
+from models.transfer.reading import read
 from models.transfer.splits import separate
 
 

@@ -1,0 +1,81 @@
+"""Reading examples: from folders, or from a CSV or Parquet file.
+
+A directory has one folder per class (of pictures, or of .txt files), or `train/` and `test/` with such folders. A CSV
+or Parquet file has a column of labels, and a column of texts, a column of pictures (encoded, or paths beside the file),
+or columns of numbers and categories. What is wrong with the data is a `DataError` that says where and what to do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.transfer.data import DataError, Dataset, Example, Raw, digest_of
+from models.transfer.files import read_file
+from models.transfer.folders import read_directory
+
+# A class with fewer examples can be neither cross-validated nor tested.
+LEAST_PER_CLASS = 4
+MOST_CLASSES = 1000
+# Unreadable pictures that are left out with a warning; more means that something is wrong with all of them.
+UNREADABLE_SHARE = 0.02
+
+
+def read(
+    path: Path,
+    label: str = "",
+    text: str = "",
+    image: str = "",
+    split_column: str = "",
+    leave_out: Sequence[str] = (),
+) -> tuple[Dataset, Dataset | None]:
+    """Training and test data; no test data (None) where `path` does not tell them apart.
+
+    `leave_out` are columns of a table to leave out. Raises `DataError`.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or directory")
+    if path.is_dir():
+        raw = read_directory(path)
+    elif path.suffix.lower() in (".csv", ".parquet"):
+        raw = read_file(path, label, text, image, split_column, leave_out)
+    else:
+        raise DataError(f"{path}: expected a directory with a folder for each class, a .csv or a .parquet file")
+    return _numbered(raw, path)
+
+
+def _numbered(raw: Raw, path: Path) -> tuple[Dataset, Dataset | None]:
+    counts = Counter(name for _, _, name, part in raw.rows if part != "test")
+    classes = tuple(sorted(counts))
+    if len(classes) < 2:
+        only = f"only '{classes[0]}'" if classes else "none"
+        raise DataError(f"{path}: a choice needs two classes at least, and there is {only}")
+    if len(classes) > MOST_CLASSES:
+        raise DataError(
+            f"{path}: {len(classes)} classes, at most {MOST_CLASSES}; is the label a number to be predicted?"
+        )
+    few = [f"'{name}' ({count})" for name, count in sorted(counts.items()) if count < LEAST_PER_CLASS]
+    if few:
+        raise DataError(
+            f"{path}: {', '.join(few[:5])}: fewer than {LEAST_PER_CLASS} examples; add some, or leave the class out"
+        )
+    numbers = {name: number for number, name in enumerate(classes)}
+    parts: dict[str, list[Example]] = {"train": [], "test": []}
+    notes = list(raw.notes)
+    unreadable: list[str] = []
+    for source, content, name, part in raw.rows:
+        if name not in numbers:
+            raise DataError(f"{path}: the test data has the class '{name}', which the training data has not")
+        digest = digest_of(content, raw.kind)
+        if not digest:
+            unreadable.append(source)
+            continue
+        parts["test" if part == "test" else "train"].append(Example(source, content, numbers[name], digest))
+    if unreadable:
+        shown = ", ".join(unreadable[:3])
+        if len(unreadable) > max(1, UNREADABLE_SHARE * len(raw.rows)):
+            raise DataError(f"{path}: {len(unreadable)} of {len(raw.rows)} pictures cannot be read: {shown}, ...")
+        notes.append(f"{len(unreadable)} pictures cannot be read and are left out: {shown}")
+    made = [Dataset(raw.kind, classes, parts[part], raw.columns, tuple(notes)) for part in ("train", "test")]
+    return made[0], made[1] if made[1].examples else None
