@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Kind = Literal["images", "text", "table"]
@@ -42,17 +43,19 @@ class Column:
 
 @dataclass(slots=True)
 class Dataset:
-    """Examples of one kind; `classes[label]` is a label's name. `notes` say what was left out."""
+    """Examples of one kind; `classes[label]` is a label's name. `notes` say what was left out. `types` are those of all
+    columns of the file, so that another file can be read alike."""
 
     kind: Kind
     classes: tuple[str, ...]
     examples: list[Example]
     columns: tuple[Column, ...] = ()
     notes: tuple[str, ...] = ()
+    types: Mapping[str, str] = field(default_factory=dict)
 
     def part(self, examples: list[Example]) -> Dataset:
         """The same with other examples."""
-        return Dataset(self.kind, self.classes, examples, self.columns, self.notes)
+        return replace(self, examples=examples)
 
 
 @dataclass(slots=True)
@@ -63,6 +66,7 @@ class Raw:
     rows: list[tuple[str, bytes | str | tuple[Value, ...], str, str]]
     columns: tuple[Column, ...] = ()
     notes: tuple[str, ...] = ()
+    types: Mapping[str, str] = field(default_factory=dict)
 
 
 def digest_of(content: bytes | str | tuple[Value, ...], kind: Kind) -> str:

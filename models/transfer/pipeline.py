@@ -21,7 +21,7 @@ from models.transfer.data import DataError, Dataset
 from models.transfer.evaluate import Scores
 from models.transfer.features import extract
 from models.transfer.heads import Fitted, fit
-from models.transfer.reading import read
+from models.transfer.reading import read, read_test
 from models.transfer.splits import Leakage, separate
 from models.zoo.publish import Entry, publish, publish_version
 
@@ -86,13 +86,7 @@ def transfer(options: Options, say: Callable[[str], None] = lambda _: None) -> R
     nothing is published then."""
     clock = _Clock(say)
     clock.step("reading the data")
-    read_args = (options.label, options.text, options.image, options.split_column, options.leave_out)
-    train, test = read(options.data, *read_args)
-    if options.test is not None:
-        test, _ = read(options.test, *read_args)
-        if test.classes != train.classes:
-            raise DataError(f"{options.test}: has the classes {', '.join(test.classes)}; expected those of training")
-    train, test, leakage = separate(train, test, options.seed)
+    train, test, leakage = separate(*_read(options), options.seed)
     if train.kind == "table":
         return _table(options, train, test, leakage, clock)
     if not options.backbone:
@@ -139,6 +133,18 @@ def transfer(options: Options, say: Callable[[str], None] = lambda _: None) -> R
     if options.shared and backbone.entry is not None and not (options.repository / backbone.name).exists():
         publish(backbone.entry, options.repository)
     return _finish(options, train, test, leakage, clock, scores, fitted, served, config, facts, card)
+
+
+def _read(options: Options) -> tuple[Dataset, Dataset | None]:
+    """Training and test data, which is that of `--test` if there is such."""
+    train, test = read(
+        options.data, options.label, options.text, options.image, options.split_column, options.leave_out
+    )
+    if options.test is None:
+        return train, test
+    if test is not None:
+        train.notes += (f"{len(test.examples)} test examples of {options.data} are not used: --test names others",)
+    return train, read_test(options.test, train, options.label, options.text, options.image)
 
 
 def _table(options: Options, train: Dataset, test: Dataset, leakage: Leakage, clock: _Clock) -> Result:
@@ -214,7 +220,7 @@ def _finish(
     card: tuple[str, str],
 ) -> Result:
     clock.step("report and publication")
-    notes = [*train.notes, *leakage.lines()]
+    notes = [*dict.fromkeys((*train.notes, *test.notes)), *leakage.lines()]
     notes += [f"cross-validated log loss of {name}: {loss:.4f}" for name, loss in fitted.scores.items()]
     text = report.markdown(options.name, scores, train.classes, notes)
     out = options.report or Path("build/transfer") / options.name

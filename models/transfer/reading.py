@@ -8,11 +8,11 @@ or columns of numbers and categories. What is wrong with the data is a `DataErro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from models.transfer.data import DataError, Dataset, Example, Raw, digest_of
-from models.transfer.files import read_file
+from models.transfer.files import Roles, read_file, read_file_like
 from models.transfer.folders import read_directory
 
 # A class with fewer examples can be neither cross-validated nor tested.
@@ -20,6 +20,8 @@ LEAST_PER_CLASS = 4
 MOST_CLASSES = 1000
 # Unreadable pictures that are left out with a warning; more means that something is wrong with all of them.
 UNREADABLE_SHARE = 0.02
+
+_SHOWN = {"images": "pictures", "text": "texts", "table": "rows of a table"}
 
 
 def read(
@@ -34,18 +36,44 @@ def read(
 
     `leave_out` are columns of a table to leave out. Raises `DataError`.
     """
+    roles = Roles(label, text, image, split_column, tuple(leave_out))
+    raw = read_file(path, roles) if _is_file(path) else read_directory(path)
+    classes = _classes(raw, path)
+    examples, notes = _examples(raw, path, classes)
+    made = [
+        Dataset(raw.kind, classes, examples[part], raw.columns, (*raw.notes, *notes), raw.types)
+        for part in ("train", "test")
+    ]
+    return made[0], made[1] if made[1].examples else None
+
+
+def read_test(path: Path, like: Dataset, label: str = "", text: str = "", image: str = "") -> Dataset:
+    """Everything in `path` as test data for what is learned from `like`: with its classes, and the columns it has, by
+    name, whatever else there is. Raises `DataError`."""
+    roles = Roles(label, text, image)
+    raw = read_file_like(path, roles, like) if _is_file(path) else read_directory(path)
+    if raw.kind != like.kind:
+        raise DataError(
+            f"{path}: holds {_SHOWN[raw.kind]}, and the training data {_SHOWN[like.kind]}; test with the same kind"
+        )
+    examples, notes = _examples(raw, path, like.classes)
+    tested = [example for part in examples.values() for example in part]
+    if not tested:
+        raise DataError(f"{path}: none of its pictures can be read; there is nothing to test with")
+    return Dataset(like.kind, like.classes, tested, like.columns, (*raw.notes, *notes), like.types)
+
+
+def _is_file(path: Path) -> bool:
+    """False: a directory."""
     if not path.exists():
         raise DataError(f"{path}: no such file or directory")
-    if path.is_dir():
-        raw = read_directory(path)
-    elif path.suffix.lower() in (".csv", ".parquet"):
-        raw = read_file(path, label, text, image, split_column, leave_out)
-    else:
+    if not path.is_dir() and path.suffix.lower() not in (".csv", ".parquet"):
         raise DataError(f"{path}: expected a directory with a folder for each class, a .csv or a .parquet file")
-    return _numbered(raw, path)
+    return not path.is_dir()
 
 
-def _numbered(raw: Raw, path: Path) -> tuple[Dataset, Dataset | None]:
+def _classes(raw: Raw, path: Path) -> tuple[str, ...]:
+    """Those that there is something of to learn from, in order."""
     counts = Counter(name for _, _, name, part in raw.rows if part != "test")
     classes = tuple(sorted(counts))
     if len(classes) < 2:
@@ -60,9 +88,13 @@ def _numbered(raw: Raw, path: Path) -> tuple[Dataset, Dataset | None]:
         raise DataError(
             f"{path}: {', '.join(few[:5])}: fewer than {LEAST_PER_CLASS} examples; add some, or leave the class out"
         )
+    return classes
+
+
+def _examples(raw: Raw, path: Path, classes: Sequence[str]) -> tuple[Mapping[str, list[Example]], list[str]]:
+    """The examples of training and of test, and what was left out."""
     numbers = {name: number for number, name in enumerate(classes)}
     parts: dict[str, list[Example]] = {"train": [], "test": []}
-    notes = list(raw.notes)
     unreadable: list[str] = []
     for source, content, name, part in raw.rows:
         if name not in numbers:
@@ -72,10 +104,9 @@ def _numbered(raw: Raw, path: Path) -> tuple[Dataset, Dataset | None]:
             unreadable.append(source)
             continue
         parts["test" if part == "test" else "train"].append(Example(source, content, numbers[name], digest))
-    if unreadable:
-        shown = ", ".join(unreadable[:3])
-        if len(unreadable) > max(1, UNREADABLE_SHARE * len(raw.rows)):
-            raise DataError(f"{path}: {len(unreadable)} of {len(raw.rows)} pictures cannot be read: {shown}, ...")
-        notes.append(f"{len(unreadable)} pictures cannot be read and are left out: {shown}")
-    made = [Dataset(raw.kind, classes, parts[part], raw.columns, tuple(notes)) for part in ("train", "test")]
-    return made[0], made[1] if made[1].examples else None
+    if not unreadable:
+        return parts, []
+    shown = ", ".join(unreadable[:3])
+    if len(unreadable) > max(1, UNREADABLE_SHARE * len(raw.rows)):
+        raise DataError(f"{path}: {len(unreadable)} of {len(raw.rows)} pictures cannot be read: {shown}, ...")
+    return parts, [f"{len(unreadable)} pictures cannot be read and are left out: {shown}"]

@@ -313,6 +313,41 @@ def test_another_set_of_classes_is_another_model(tiny: None, tmp_path: Path) -> 
     assert sorted(p.name for p in (tmp_path / "repository" / "light").iterdir() if p.is_dir()) == ["1"]
 
 
+def payments(path: Path, first: int, count: int, columns: tuple[str, ...] = ("size", "colour", "kind")) -> Path:
+    """A table whose label is in its numbers and categories."""
+    rng = np.random.default_rng(first)
+    lines = [",".join(columns)]
+    for _ in range(count):
+        size, colour = rng.standard_normal(), ("red", "blue")[int(rng.integers(2))]
+        row = {"size": f"{size:.4f}", "colour": colour, "kind": "yes" if (size > 0) == (colour == "red") else "no"}
+        row["weight"] = f"{rng.standard_normal():.4f}"
+        lines.append(",".join(row[column] for column in columns))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def of_table(tmp_path: Path, data: Path, **more: Any) -> Options:
+    given = {"label": "kind", "head": "neighbours", "report": tmp_path / "report", **more}
+    return Options(data=data, name="paid", repository=tmp_path / "repository", **given)
+
+
+def test_a_table_is_tested_with_another_file(tmp_path: Path) -> None:
+    """Whose columns are in another order, beside one more; what the data would have tested with is said to be unused."""
+    data = payments(tmp_path / "train.csv", 0, 400)
+    test = payments(tmp_path / "test.csv", 1, 60, ("kind", "weight", "colour", "size"))
+    result = transfer(of_table(tmp_path, data, test=test))
+    assert len(result.scores[0].truth) == 60
+    assert result.scores[0].accuracy > 0.9
+    assert onclock(["check", str(tmp_path / "repository")]) == 0
+    split = payments(tmp_path / "split.csv", 2, 200)
+    lines = split.read_text().splitlines()
+    parts = ["part", *(("train", "test")[number % 4 == 0] for number in range(200))]
+    split.write_text("\n".join(f"{line},{part}" for line, part in zip(lines, parts, strict=True)))
+    result = transfer(of_table(tmp_path, split, test=test, split_column="part"))
+    assert len(result.scores[0].truth) == 60
+    assert any("50 test examples of" in note and "--test names others" in note for note in result.notes)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [

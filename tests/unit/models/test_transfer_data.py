@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.transfer.data import Column, DataError, Dataset, Example
-from models.transfer.reading import read
+from models.transfer.reading import read, read_test
 from models.transfer.splits import separate
 
 
@@ -131,6 +131,92 @@ def test_test_classes_that_were_not_trained_are_an_error(tmp_path: Path) -> None
     write_folders(tmp_path / "train", {"a": 4, "b": 4})
     write_folders(tmp_path / "test", {"c": 2}, first=100)
     assert "the test data has the class 'c'" in failing(tmp_path)
+
+
+# Test data of its own
+
+
+def write_table(path: Path, *rows: str) -> Path:
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def training_table(path: Path) -> Dataset:
+    """Number, category (post codes, some with a letter), a column that never changes, and the label."""
+    rows = [f"{n},{'A1' if n % 3 else '0123'},same,{n % 2}" for n in range(12)]
+    return read(write_table(path, "size,code,constant,kind", *rows), label="kind")[0]
+
+
+def test_test_data_is_read_as_the_training_data_was(tmp_path: Path) -> None:
+    """By the names of columns, in whatever order and beside whatever else; what was a text stays one; a single example
+    of a class will do, and a column that is the same in all rows."""
+    train = training_table(tmp_path / "train.csv")
+    test = read_test(
+        write_table(tmp_path / "test.csv", "kind,other,code,size", "1,x,0123,7", "0,y,0123,", "1,z,0123,7.5"),
+        train,
+        label="kind",
+    )
+    assert test.columns == train.columns
+    assert test.classes == train.classes
+    assert [e.content for e in test.examples] == [(7.0, "0123"), (None, "0123"), (7.5, "0123")]
+    assert [e.label for e in test.examples] == [1, 0, 1]
+    same = next(e for e in train.examples if e.content == (9.0, "0123"))
+    again = read_test(write_table(tmp_path / "one.csv", "code,kind,size", "0123,1,9.0"), train, label="kind")
+    assert again.examples[0].digest == same.digest, "the same values are found to be the same"
+
+
+def test_labels_of_test_data_are_those_of_training(tmp_path: Path) -> None:
+    """Fractions stay fractions, and codes stay texts."""
+    halves = read(write_table(tmp_path / "h.csv", "x,kind", *(f"{n},{n % 2 / 2}" for n in range(12))), label="kind")[0]
+    assert halves.classes == ("0.0", "0.5")
+    whole = read_test(write_table(tmp_path / "h0.csv", "x,kind", "1,0", "2,0"), halves, label="kind")
+    assert [e.label for e in whole.examples] == [0, 0]
+    codes = read(
+        write_table(tmp_path / "c.csv", "x,kind", *(f"{n},{('01', 'B')[n % 2]}" for n in range(12))), label="kind"
+    )
+    only = read_test(write_table(tmp_path / "c0.csv", "x,kind", "1,01"), codes[0], label="kind")
+    assert [e.label for e in only.examples] == [0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (("size,kind", "1,0"), "has no column 'code', which the training data has; there are size, kind"),
+        (("size,code,kind", "1,A1,2"), "the test data has the class '2', which the training data has not"),
+        (("size,code,kind", "1,A1,0", "big,A1,0"), "row 1 has '1' in column 'size', which has numbers in the training"),
+        (("size,code,kind", "1,A1,"), "row 1 has no label"),
+        (("size,code,sort", "1,A1,0"), "has no column 'kind'; there are size, code, sort"),
+    ],
+)
+def test_what_is_wrong_with_test_data_is_said(rows: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    train = training_table(tmp_path / "train.csv")
+    with pytest.raises(DataError) as caught:
+        read_test(write_table(tmp_path / "test.csv", *rows), train, label="kind")
+    assert said in str(caught.value)
+
+
+def test_test_data_of_another_kind_is_an_error(tmp_path: Path) -> None:
+    train = training_table(tmp_path / "train.csv")
+    with pytest.raises(DataError, match="holds pictures, and the training data rows of a table"):
+        read_test(write_folders(tmp_path / "test", {"0": 1, "1": 1}), train, label="kind")
+    pictures, _ = read(write_folders(tmp_path / "photos", {"0": 4, "1": 4}))
+    with pytest.raises(DataError, match="holds rows of a table, and the training data pictures"):
+        read_test(tmp_path / "train.csv", pictures, label="kind")
+
+
+def test_all_of_test_data_is_tested_with(tmp_path: Path) -> None:
+    """Folders, one with a single picture, and a class that is not in it."""
+    train, _ = read(write_folders(tmp_path / "train", {"a": 4, "b": 4, "c": 4}))
+    test = read_test(write_folders(tmp_path / "test", {"c": 1, "a": 2}, first=500), train)
+    assert sorted(e.label for e in test.examples) == [0, 0, 2]
+    (tmp_path / "broken" / "a").mkdir(parents=True)
+    (tmp_path / "broken" / "a" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="none of its pictures can be read"):
+        read_test(tmp_path / "broken", train)
+
+
+def test_columns_of_one_name_are_an_error(tmp_path: Path) -> None:
+    assert "has several columns 'x'" in failing(write_table(tmp_path / "t.csv", "x,x,kind", "1,2,a"), label="kind")
 
 
 def example(digest: int, label: int) -> Example:
