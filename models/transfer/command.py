@@ -17,7 +17,8 @@ from models.transfer.backbones import BACKBONES
 from models.transfer.data import DataError
 from models.transfer.examples import EXAMPLES, prepare
 from models.transfer.heads import KINDS, HeadError
-from models.transfer.pipeline import Options, Result, transfer
+from models.transfer.options import Options
+from models.transfer.pipeline import Result, transfer
 from models.zoo.errors import ConversionError
 from models.zoo.fetch import FetchError
 from models.zoo.publish import PublishError

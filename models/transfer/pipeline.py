@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 
 import onnx
 
-from models.transfer import baselines, report, tables
+from models.transfer import baselines, publication, report, tables
 from models.transfer.backbone import FEATURES, CutError, cut, cut_point
 from models.transfer.backbones import BACKBONES, Backbone
 from models.transfer.compose import check, composed, head_model, opset_of
@@ -21,36 +20,13 @@ from models.transfer.data import DataError, Dataset
 from models.transfer.evaluate import Scores
 from models.transfer.features import extract
 from models.transfer.heads import Fitted, fit
+from models.transfer.options import Options
+from models.transfer.publication import Publication
 from models.transfer.reading import read, read_test
 from models.transfer.splits import Leakage, separate
-from models.zoo.publish import Entry, publish, publish_version
 
 # Test examples with which the finished model is compared with its pieces.
 CHECKED = 32
-MAX_BATCH = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What to learn from, on what, and where the result goes. `backbone` empty: a table."""
-
-    data: Path
-    name: str
-    repository: Path
-    backbone: str = ""
-    cut: str = ""
-    test: Path | None = None
-    label: str = ""
-    text: str = ""
-    image: str = ""
-    split_column: str = ""
-    leave_out: tuple[str, ...] = ()
-    head: str = "auto"
-    weighted: bool = False
-    seed: int = 0
-    slo_ms: float = 200.0
-    shared: bool = False
-    report: Path | None = None
 
 
 @dataclass(slots=True)
@@ -81,58 +57,44 @@ class _Clock:
             self.say(name)
 
 
+@dataclass(slots=True)
+class _Work:
+    """What all steps need."""
+
+    options: Options
+    train: Dataset
+    test: Dataset
+    leakage: Leakage
+    clock: _Clock
+
+    @property
+    def labels(self) -> baselines.Labels:
+        return baselines.labels_of(self.train.examples)
+
+    @property
+    def truth(self) -> baselines.Labels:
+        return baselines.labels_of(self.test.examples)
+
+    def scores(self, name: str, probabilities: Any) -> Scores:
+        """Of the head."""
+        return Scores(name, probabilities.argmax(axis=1), self.truth, len(self.train.classes), probabilities)
+
+    def plain(self) -> list[Scores]:
+        """Of what needs no transfer learning."""
+        return [
+            baselines.plain(self.train, self.test, self.options.seed),
+            baselines.majority(self.train, self.test),
+        ]
+
+
 def transfer(options: Options, say: Callable[[str], None] = lambda _: None) -> Result:
-    """Do all of it. Raises `DataError`, `HeadError`, `CutError`, `ComposeError`, and what fetching a backbone raises;
-    nothing is published then."""
+    """Do all of it. Raises `DataError`, `HeadError`, `CutError`, `ComposeError`, `PublishError`, and what fetching a
+    backbone raises; nothing is published then."""
     clock = _Clock(say)
     clock.step("reading the data")
     train, test, leakage = separate(*_read(options), options.seed)
-    if train.kind == "table":
-        return _table(options, train, test, leakage, clock)
-    if not options.backbone:
-        raise DataError(f"{options.data}: holds {train.kind}; name a network to build on (--backbone)")
-    clock.step(f"fetching {options.backbone}")
-    backbone = BACKBONES[options.backbone]()
-    if backbone.kind != train.kind:
-        raise DataError(f"{options.data}: holds {train.kind}, '{backbone.name}' takes {backbone.kind}")
-    whole = onnx.load_from_string(backbone.model)
-    at = options.cut or backbone.cut or cut_point(whole)
-    if options.shared:
-        _check_shared(backbone, at)
-    below = cut(whole, at)
-    content = below.SerializeToString()
-    clock.step(f"features of {len(train.examples)} and {len(test.examples)} examples")
-    ours, theirs = (extract(content, backbone.prepare, backbone.prepared_by, d.examples) for d in (train, test))
-    clock.step("fitting and choosing a head")
-    labels, truth = baselines.labels_of(train.examples), baselines.labels_of(test.examples)
-    fitted = fit(ours, labels, options.head, options.seed, options.weighted)
-    probabilities = fitted.pipeline.predict_proba(theirs)
-    mine = Scores(
-        f"{backbone.name} and {fitted.candidate.name}",
-        probabilities.argmax(axis=1),
-        truth,
-        len(train.classes),
-        probabilities,
-    )
-    clock.step("baselines")
-    scores = [mine]
-    other = baselines.unchanged(backbone, train, test, content)
-    scores += [] if other is None else [other]
-    scores += [baselines.plain(train, test, options.seed), baselines.majority(train, test)]
-    clock.step("one model of the two, checked")
-    head = head_model(fitted.pipeline, ours.shape[1], opset_of(below))
-    few = test.examples[:CHECKED]
-    check(head, {FEATURES: theirs[: len(few)]}, probabilities[: len(few)], "the head")
-    served = head
-    if not options.shared:
-        served = composed(below, head, ours.shape[1])
-        check(served, backbone.prepare(few), probabilities[: len(few)], "the composed model")
-    facts = {"backbone": backbone.source, "cut": at, "backbone_sha256": hashlib.sha256(backbone.model).hexdigest()}
-    config = _config(options, served, backbone)
-    card = (backbone.preparation, f"{backbone.source} ({backbone.licence})")
-    if options.shared and backbone.entry is not None and not (options.repository / backbone.name).exists():
-        publish(backbone.entry, options.repository)
-    return _finish(options, train, test, leakage, clock, scores, fitted, served, config, facts, card)
+    work = _Work(options, train, test, leakage, clock)
+    return _table(work) if train.kind == "table" else _network(work)
 
 
 def _read(options: Options) -> tuple[Dataset, Dataset | None]:
@@ -147,27 +109,47 @@ def _read(options: Options) -> tuple[Dataset, Dataset | None]:
     return train, read_test(options.test, train, options.label, options.text, options.image)
 
 
-def _table(options: Options, train: Dataset, test: Dataset, leakage: Leakage, clock: _Clock) -> Result:
-    """A table has no network below it: its columns are prepared and classified by one model."""
-    if options.backbone:
-        raise DataError(f"{options.data}: is a table, to which '{options.backbone}' has nothing to say; leave it out")
+def _network(work: _Work) -> Result:
+    """A head on a network, and both as one model unless the network is shared."""
+    options, train, test, clock = work.options, work.train, work.test, work.clock
+    backbone = _backbone(work)
+    whole = onnx.load_from_string(backbone.model)
+    at = options.cut or backbone.cut or cut_point(whole)
+    if options.shared:
+        _check_shared(backbone, at)
+    below = cut(whole, at)
+    planned = publication.of_network(options, train.classes, backbone, below)
+    planned.check()
+    content = below.SerializeToString()
+    clock.step(f"features of {len(train.examples)} and {len(test.examples)} examples")
+    ours, theirs = (extract(content, backbone.prepare, backbone.prepared_by, d.examples) for d in (train, test))
     clock.step("fitting and choosing a head")
-    ours, theirs = (tables.matrix(data.examples, train.columns) for data in (train, test))
-    labels, truth = baselines.labels_of(train.examples), baselines.labels_of(test.examples)
-    prepared = tables.preparation(train)
-    fitted = fit(ours, labels, options.head, options.seed, options.weighted, prepared)  # type: ignore[arg-type]
+    fitted = fit(ours, work.labels, options.head, options.seed, options.weighted)
     probabilities = fitted.pipeline.predict_proba(theirs)
-    name = f"all columns and {fitted.candidate.name}"
-    mine = Scores(name, probabilities.argmax(axis=1), truth, len(train.classes), probabilities)
     clock.step("baselines")
-    scores = [mine, baselines.plain(train, test, options.seed), baselines.majority(train, test)]
-    clock.step("one model, checked")
-    model = tables.table_model(fitted.pipeline, train.columns)
-    check(model, tables.feeds(theirs[:CHECKED], train.columns), probabilities[:CHECKED], "the model")
-    columns = ", ".join(f"{column.name} ({column.kind})" for column in train.columns)
-    card = (f"`numbers` and `categories` in the order of the columns: {columns}", "none: learned from the data alone")
-    config = _config(options, model, None)
-    return _finish(options, train, test, leakage, clock, scores, fitted, model, config, {"columns": columns}, card)
+    scores = [work.scores(f"{backbone.name} and {fitted.candidate.name}", probabilities)]
+    other = baselines.unchanged(backbone, train, test, content)
+    scores += [*([] if other is None else [other]), *work.plain()]
+    clock.step("one model of the two, checked")
+    head = head_model(fitted.pipeline, ours.shape[1], opset_of(below))
+    few = test.examples[:CHECKED]
+    check(head, {FEATURES: theirs[: len(few)]}, probabilities[: len(few)], "the head")
+    served = head
+    if not options.shared:
+        served = composed(below, head, ours.shape[1])
+        check(served, backbone.prepare(few), probabilities[: len(few)], "the composed model")
+    return _finish(work, planned, scores, fitted, served, {"cut": at})
+
+
+def _backbone(work: _Work) -> Backbone:
+    options, kind = work.options, work.train.kind
+    if not options.backbone:
+        raise DataError(f"{options.data}: holds {kind}; name a network to build on (--backbone)")
+    work.clock.step(f"fetching {options.backbone}")
+    backbone = BACKBONES[options.backbone]()
+    if backbone.kind != kind:
+        raise DataError(f"{options.data}: holds {kind}, '{backbone.name}' takes {backbone.kind}")
+    return backbone
 
 
 def _check_shared(backbone: Backbone, at: str) -> None:
@@ -179,48 +161,37 @@ def _check_shared(backbone: Backbone, at: str) -> None:
         )
 
 
-_TYPES = {1: "TYPE_FP32", 7: "TYPE_INT64", 8: "TYPE_STRING"}
-
-
-def _config(options: Options, model: onnx.ModelProto, backbone: Backbone | None) -> str:
-    """`config.pbtxt` of what is published."""
-    lines = [f'# Made by transfer learning: see README.md.\nname: "{options.name}"\nbackend: "onnxruntime"']
-    if not options.shared:
-        lines.append(f"max_batch_size: {MAX_BATCH}\ndynamic_batching {{ }}")
-        lines += [f"input {{ {_io(value)} }}" for value in model.graph.input]
-    for value in model.graph.output:
-        if value.name != FEATURES:
-            labels = ' label_filename: "labels.txt"' if value.name == "probabilities" else ""
-            lines.append(f"output {{ {_io(value)}{labels} }}")
-    lines.append(f'parameters {{ key: "latency_slo_ms" value {{ string_value: "{options.slo_ms:g}" }} }}')
-    if options.shared and backbone is not None:
-        digest = hashlib.sha256(backbone.model).hexdigest()
-        lines.append(f'parameters {{ key: "backbone" value {{ string_value: "{backbone.name}" }} }}')
-        lines.append(f'parameters {{ key: "backbone_sha256" value {{ string_value: "{digest}" }} }}')
-    return "\n".join(lines) + "\n"
-
-
-def _io(value: Any) -> str:
-    tensor = value.type.tensor_type
-    dims = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else -1 for d in tensor.shape.dim][1:]
-    return f'name: "{value.name}" data_type: {_TYPES[tensor.elem_type]} dims: {dims}'
+def _table(work: _Work) -> Result:
+    """A table has no network below it: its columns are prepared and classified by one model."""
+    options, train, test, clock = work.options, work.train, work.test, work.clock
+    if options.backbone:
+        raise DataError(f"{options.data}: is a table, to which '{options.backbone}' has nothing to say; leave it out")
+    planned = publication.of_table(options, train.classes, train.columns)
+    planned.check()
+    clock.step("fitting and choosing a head")
+    ours, theirs = (tables.matrix(data.examples, train.columns) for data in (train, test))
+    prepared = tables.preparation(train)
+    fitted = fit(ours, work.labels, options.head, options.seed, options.weighted, prepared)  # type: ignore[arg-type]
+    probabilities = fitted.pipeline.predict_proba(theirs)
+    clock.step("baselines")
+    scores = [work.scores(f"all columns and {fitted.candidate.name}", probabilities), *work.plain()]
+    clock.step("one model, checked")
+    model = tables.table_model(fitted.pipeline, train.columns)
+    check(model, tables.feeds(theirs[:CHECKED], train.columns), probabilities[:CHECKED], "the model")
+    return _finish(work, planned, scores, fitted, model, {})
 
 
 def _finish(
-    options: Options,
-    train: Dataset,
-    test: Dataset,
-    leakage: Leakage,
-    clock: _Clock,
+    work: _Work,
+    planned: Publication,
     scores: list[Scores],
     fitted: Fitted,
     model: onnx.ModelProto,
-    config: str,
     facts: dict[str, str],
-    card: tuple[str, str],
 ) -> Result:
+    options, train, test, clock = work.options, work.train, work.test, work.clock
     clock.step("report and publication")
-    notes = [*dict.fromkeys((*train.notes, *test.notes)), *leakage.lines()]
+    notes = [*dict.fromkeys((*train.notes, *test.notes)), *work.leakage.lines()]
     notes += [f"cross-validated log loss of {name}: {loss:.4f}" for name, loss in fitted.scores.items()]
     text = report.markdown(options.name, scores, train.classes, notes)
     out = options.report or Path("build/transfer") / options.name
@@ -236,16 +207,7 @@ def _finish(
         "accuracy": {one.name: round(one.accuracy, 4) for one in scores},
         "libraries": {name: importlib.metadata.version(name) for name in ("scikit-learn", "skl2onnx", "onnx", "numpy")},
     }
-    entry = Entry(
-        name=options.name,
-        config=config,
-        files={"labels.txt": "\n".join(train.classes) + "\n", "README.md": _card(options, scores, card, text)},
-        version_files={
-            "model.onnx": model.SerializeToString(),
-            "provenance.json": (json.dumps(provenance, indent=2) + "\n").encode(),
-        },
-    )
-    version = publish_version(entry, options.repository)
+    version = planned.publish(model, provenance, _card(planned, scores, text))
     clock.step("")
     return Result(scores, fitted, version, page, clock.seconds, notes)
 
@@ -256,19 +218,18 @@ def _data_digest(*parts: Dataset) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _card(options: Options, scores: Sequence[Scores], card: tuple[str, str], text: str) -> str:
-    preparation, source = card
+def _card(planned: Publication, scores: Sequence[Scores], text: str) -> str:
     return f"""\
-# {options.name}
+# {planned.options.name}
 
 A classifier made by transfer learning: {scores[0].accuracy:.1%} of {len(scores[0].truth)} held-out examples right.
 
 | | |
 | --- | --- |
-| Preparation | {preparation} |
+| Preparation | {planned.preparation} |
 | Outputs | `probabilities` FP32 [N, classes], `label` INT64 [N]; `labels.txt` names the classes |
-| Objective | {options.slo_ms:g} ms per request (`latency_slo_ms` in `config.pbtxt`) |
-| Network | {source} |
+| Objective | {planned.options.slo_ms:g} ms per request (`latency_slo_ms` in `config.pbtxt`) |
+| Network | {planned.network} |
 | Made by | `onclock transfer`; `provenance.json` beside each version says of what |
 
 {text.partition(chr(10))[2]}"""

@@ -11,7 +11,8 @@ import pytest
 
 from models.transfer.data import decoded
 from models.transfer.examples import EXAMPLES, prepare
-from models.transfer.pipeline import Options, Result, transfer
+from models.transfer.options import Options
+from models.transfer.pipeline import Result, transfer
 from models.zoo.fetch import FetchError
 from models.zoo.preprocess import image_tensor
 from tests.support.client import Client, arrays, request

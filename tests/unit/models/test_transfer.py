@@ -21,9 +21,10 @@ from models.transfer.data import Column, Dataset, Example
 from models.transfer.evaluate import Scores
 from models.transfer.features import extract
 from models.transfer.heads import KINDS, HeadError, fit
-from models.transfer.pipeline import Options, transfer
+from models.transfer.options import Options
+from models.transfer.pipeline import transfer
 from models.transfer.tables import feeds, matrix, preparation, table_model
-from models.zoo.publish import Entry, PublishError, publish_version
+from models.zoo.publish import Entry, PublishError, publish
 from service.cli import main as onclock
 from tests.support import onnx_models
 from tests.unit.models.test_transfer_data import picture, write_folders
@@ -313,6 +314,45 @@ def test_another_set_of_classes_is_another_model(tiny: None, tmp_path: Path) -> 
     assert sorted(p.name for p in (tmp_path / "repository" / "light").iterdir() if p.is_dir()) == ["1"]
 
 
+@pytest.fixture
+def unlearned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is learned: what is refused is refused before."""
+
+    def learned(*_: Any) -> None:
+        raise AssertionError("this was found out too late")
+
+    monkeypatch.setattr(pipeline, "extract", learned)
+    monkeypatch.setattr(pipeline, "fit", learned)
+
+
+def test_a_head_alone_is_no_version_of_a_whole_model(
+    tiny: None, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    transfer(options(tmp_path))
+    request.getfixturevalue("unlearned")
+    with pytest.raises(PublishError, match="says otherwise about"):
+        transfer(Options(tmp_path / "data", "light", tmp_path / "repository", "tiny", shared=True))
+    assert not (tmp_path / "repository" / "tiny").exists()
+
+
+def test_a_model_of_another_origin_gets_no_version(tiny: None, unlearned: None, tmp_path: Path) -> None:
+    publish(backbones.BACKBONES["tiny"]().entry, tmp_path / "repository")  # type: ignore[arg-type]
+    with pytest.raises(PublishError, match="was not made by transfer learning"):
+        transfer(options(tmp_path, name="tiny"))
+
+
+def test_other_columns_are_another_model(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Also if there are as many: clients send them by their places."""
+    transfer(of_table(tmp_path, payments(tmp_path / "t.csv", 0, 100)))
+    request.getfixturevalue("unlearned")
+    other = payments(tmp_path / "o.csv", 0, 100, ("weight", "colour", "kind"))
+    with pytest.raises(PublishError, match=r"its clients send other data \(`numbers` in this order: size; `categ"):
+        transfer(of_table(tmp_path, other))
+    both = payments(tmp_path / "b.csv", 0, 100, ("weight", "size", "colour", "kind"))
+    with pytest.raises(PublishError, match="says otherwise about input"):
+        transfer(of_table(tmp_path, both))
+
+
 def payments(path: Path, first: int, count: int, columns: tuple[str, ...] = ("size", "colour", "kind")) -> Path:
     """A table whose label is in its numbers and categories."""
     rng = np.random.default_rng(first)
@@ -332,7 +372,7 @@ def of_table(tmp_path: Path, data: Path, **more: Any) -> Options:
 
 
 def test_a_table_is_tested_with_another_file(tmp_path: Path) -> None:
-    """Whose columns are in another order, beside one more; what the data would have tested with is said to be unused."""
+    """Its columns are in another order, beside one more; what the data would have tested with is said to be unused."""
     data = payments(tmp_path / "train.csv", 0, 400)
     test = payments(tmp_path / "test.csv", 1, 60, ("kind", "weight", "colour", "size"))
     result = transfer(of_table(tmp_path, data, test=test))
@@ -388,16 +428,6 @@ def test_a_failure_publishes_nothing(tiny: None, tmp_path: Path, monkeypatch: py
     with pytest.raises(ComposeError):
         transfer(options(tmp_path))
     assert not (tmp_path / "repository").exists()
-
-
-def test_versions_are_added_beside_each_other(tmp_path: Path) -> None:
-    entry = Entry("m", "max_batch_size: 1\n", {"labels.txt": "a\nb\n"}, {"model.onnx": b"1"})
-    assert publish_version(entry, tmp_path).name == "1"
-    second = Entry("m", "max_batch_size: 2\n", {"labels.txt": "a\nb\n"}, {"model.onnx": b"2"})
-    assert publish_version(second, tmp_path).name == "2"
-    assert (tmp_path / "m" / "1" / "model.onnx").read_bytes() == b"1"
-    assert (tmp_path / "m" / "config.pbtxt").read_text() == "max_batch_size: 2\n"
-    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["1", "2", "config.pbtxt", "labels.txt"]
 
 
 def test_a_picture_is_a_picture() -> None:
