@@ -16,7 +16,10 @@ from models.transfer.backbones import Backbone
 from models.transfer.data import Column
 from models.transfer.options import Options
 from models.transfer.tables import order
-from models.zoo.publish import LABELS, PROVENANCE, Entry, check_publishable, publish, publish_version
+from models.zoo.publish import LABELS, PROVENANCE, Entry, PublishError, check_publishable, publish, publish_version
+from service.config.graph import model_file
+from service.config.heads import file_digest
+from service.repository.layout import scan_model
 
 MAX_BATCH = 32
 
@@ -39,11 +42,29 @@ class Publication:
     def check(self) -> None:
         """Raises `PublishError` for what could not be published."""
         check_publishable(self._entry({}), self.options.repository)
+        self._check_backbone()
+
+    def _check_backbone(self) -> None:
+        """A head is made for one file: where its network is there already, the version that serves must be that."""
+        if self.backbone is None:
+            return
+        name, there = self.backbone.name, self.options.repository / self.backbone.name
+        if name == self.options.name:
+            raise PublishError(f"'{name}' is the name of the network that is shared; give the head another one")
+        if not there.exists():
+            return
+        advice = "remove it, or publish into another repository"
+        found, _ = scan_model(there)
+        if found.error is not None:
+            raise PublishError(f"{there}: is to be shared and cannot be served: {found.error}; {advice}")
+        newest = found.versions[-1]
+        if file_digest(model_file(newest.model_path)) != self.facts["backbone_sha256"]:
+            raise PublishError(f"{newest.directory}: is not the '{name}' that the head is made for; {advice}")
 
     def publish(self, model: onnx.ModelProto, facts: Mapping[str, Any], card: str) -> Path:
-        """The version's directory. Raises `PublishError` and `OSError`."""
+        """The version's directory. Raises `PublishError` and `OSError`; nothing that `check` refuses is begun."""
+        self.check()
         entry = self._entry(facts, {"model.onnx": model.SerializeToString()}, {"README.md": card})
-        check_publishable(entry, self.options.repository)
         if self.backbone is not None and not (self.options.repository / self.backbone.name).exists():
             publish(self.backbone, self.options.repository)
         return publish_version(entry, self.options.repository)

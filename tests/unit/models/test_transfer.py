@@ -341,6 +341,32 @@ def test_a_model_of_another_origin_gets_no_version(tiny: None, unlearned: None, 
         transfer(options(tmp_path, name="tiny"))
 
 
+def test_the_network_that_is_there_must_be_the_one_that_is_shared(tiny: None, unlearned: None, tmp_path: Path) -> None:
+    """In its newest version; and a head has a name of its own."""
+    entry = backbones.BACKBONES["tiny"]().entry
+    assert entry is not None
+    there = publish(entry, tmp_path / "repository")
+    (there / "2").mkdir()
+    other = onnx_models.backbone(inputs=12, width=WIDTH, layers=2)
+    (there / "2" / "model.onnx").write_bytes(other.SerializeToString())
+    with pytest.raises(PublishError, match="2: is not the 'tiny' that the head is made for; remove it"):
+        transfer(options(tmp_path, shared=True))
+    for version in ("1", "2"):
+        (there / version / "model.onnx").unlink()
+    with pytest.raises(PublishError, match=r"is to be shared and cannot be served: .*no version to serve"):
+        transfer(Options(tmp_path / "data", "light", tmp_path / "repository", "tiny", shared=True))
+    with pytest.raises(PublishError, match="give the head another one"):
+        transfer(Options(tmp_path / "data", "tiny", tmp_path / "elsewhere", "tiny", shared=True))
+
+
+def test_the_network_is_published_last_but_one(tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the report cannot be written nothing is in the repository."""
+    (tmp_path / "report").write_text("a file")
+    with pytest.raises(OSError, match="report"):
+        transfer(options(tmp_path, shared=True))
+    assert not (tmp_path / "repository").exists()
+
+
 def test_other_columns_are_another_model(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Also if there are as many: clients send them by their places."""
     transfer(of_table(tmp_path, payments(tmp_path / "t.csv", 0, 100)))
