@@ -17,7 +17,7 @@ from models.transfer.backbones import BACKBONES
 from models.transfer.data import DataError
 from models.transfer.examples import EXAMPLES, prepare
 from models.transfer.heads import KINDS, HeadError
-from models.transfer.options import Options
+from models.transfer.options import OptionError, Options, check_options
 from models.transfer.pipeline import Result, transfer
 from models.zoo.errors import ConversionError
 from models.zoo.fetch import FetchError
@@ -66,6 +66,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "onclock transfer") -> i
         given.name = given.name or given.example
     if given.shared and not given.backbone:
         parser.error("--shared needs --backbone: a head shares the network it is on")
+    try:
+        check_options(given.name, given.slo_ms)
+    except OptionError as error:
+        parser.error(str(error))
     try:
         data = given.data if example is None else prepare(given.example, EXAMPLE_DIRECTORY)
     except FAILURES as error:

@@ -20,7 +20,7 @@ from models.transfer.data import DataError, Dataset
 from models.transfer.evaluate import Scores
 from models.transfer.features import extract
 from models.transfer.heads import Fitted, fit
-from models.transfer.options import Options
+from models.transfer.options import Options, check_options
 from models.transfer.publication import Publication
 from models.transfer.reading import read, read_test
 from models.transfer.splits import Leakage, separate
@@ -88,8 +88,9 @@ class _Work:
 
 
 def transfer(options: Options, say: Callable[[str], None] = lambda _: None) -> Result:
-    """Do all of it. Raises `DataError`, `HeadError`, `CutError`, `ComposeError`, `PublishError`, and what fetching a
-    backbone raises; nothing is published then."""
+    """Do all of it. Raises `OptionError`, `DataError`, `HeadError`, `CutError`, `ComposeError`, `PublishError` and what
+    fetching a backbone raises; nothing is published then."""
+    check_options(options.name, options.slo_ms)
     clock = _Clock(say)
     clock.step("reading the data")
     train, test, leakage = separate(*_read(options), options.seed)

@@ -83,6 +83,9 @@ def _classes(raw: Raw, path: Path) -> tuple[str, ...]:
         raise DataError(
             f"{path}: {len(classes)} classes, at most {MOST_CLASSES}; is the label a number to be predicted?"
         )
+    broken = [name for name in classes if name.splitlines() != [name]]
+    if broken:
+        raise DataError(f"{path}: the class {broken[0]!r} has a line break in its name; labels are lines, so rename it")
     few = [f"'{name}' ({count})" for name, count in sorted(counts.items()) if count < LEAST_PER_CLASS]
     if few:
         raise DataError(

@@ -21,7 +21,7 @@ from models.transfer.data import Column, Dataset, Example
 from models.transfer.evaluate import Scores
 from models.transfer.features import extract
 from models.transfer.heads import KINDS, HeadError, fit
-from models.transfer.options import Options
+from models.transfer.options import OptionError, Options
 from models.transfer.pipeline import transfer
 from models.transfer.tables import feeds, matrix, preparation, table_model
 from models.zoo.publish import Entry, PublishError, publish
@@ -420,6 +420,14 @@ def test_a_table_is_tested_with_another_file(tmp_path: Path) -> None:
         (["--data", "absent", "--name", "m", "--backbone", "tiny"], 1, "absent: no such file or directory"),
         (["--data", "data", "--name", "m"], 1, "holds images; name a network to build on (--backbone)"),
         (["--data", "data", "--name", "m", "--backbone", "tiny", "--cut", "nowhere"], 1, "no tensor 'nowhere'"),
+        (["--data", "absent", "--name", "a/b"], 2, "'a/b' is not a model's name; expected 1 to 255 letters"),
+        (["--example", "payments", "--name", ".hidden"], 2, "'.hidden' is not a model's name"),
+        (
+            ["--data", "absent", "--name", "m", "--slo-ms", "0"],
+            2,
+            "an objective of 0 ms is not accepted; expected milli",
+        ),
+        (["--data", "absent", "--name", "m", "--slo-ms", "nan"], 2, "an objective of nan ms is not accepted"),
         (["--data", "data", "--name", "m", "--shared"], 2, "--shared needs --backbone"),
         (["--data", "data", "--name", "m", "--backbone", "tiny", "--cut", "m0", "--shared"], 1, "leave --shared out"),
     ],
@@ -442,6 +450,12 @@ def test_errors_of_the_command_say_what_to_do(
     assert code == status
     assert said in capsys.readouterr().err
     assert not (tmp_path / "build" / "zoo").exists(), "nothing is half published"
+
+
+def test_what_the_server_would_refuse_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    for wrong in ({"name": "a b"}, {"slo_ms": 4e6}, {"slo_ms": -1.0}):
+        with pytest.raises(OptionError, match="expected"):
+            transfer(Options(**{"data": tmp_path / "absent", "name": "m", "repository": tmp_path, **wrong}))
 
 
 def test_a_failure_publishes_nothing(tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

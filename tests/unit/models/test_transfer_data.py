@@ -97,6 +97,12 @@ def test_texts_over_several_lines_in_a_csv(tmp_path: Path) -> None:
         ("kind,x\n" + "a,1\nb,2\n" * 4 + ",3\n", {"label": "kind"}, "row 9 has no label (1 rows have none)"),
         ("kind,x\n", {"label": "kind"}, "has no rows"),
         ("kind,x\na,1,2\n", {"label": "kind"}, "cannot be read: CSV parse error"),
+        ('kind,x\n"a\n",1\nb,2\n', {"label": "kind"}, "the class 'a\\n' has a line break in its name"),
+        (
+            "kind,x\na\u2028c,1\nb,2\n",
+            {"label": "kind"},
+            "has a line break in its name; labels are lines, so rename it",
+        ),
         ("kind,x\n" + "a,1\nb,1\n" * 4, {"label": "kind"}, "no column is left to learn from"),
         ("kind,x\n" + "a,1\nb,2\n" * 4, {"label": "kind", "split_column": "x"}, "expected train, val or test"),
     ],
