@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import onnx
+from PIL import Image
 
 from models.transfer.data import Example, decoded
 from models.transfer.features import Prepare
@@ -19,12 +22,16 @@ from models.zoo.publish import Entry
 from models.zoo.recipes import RECIPES
 from models.zoo.wordpiece import WordPiece
 
+# What a preparation is told apart by: capitals, accents, marks, words that are no words, numbers, more than fits.
+_TEXTS = ("", "Ünïcode, naïve—and (CAPITALS) 3.14 日本 zzqxv", "one after the other " * 200)
+_ORIENTATION = 0x0112  # of a picture, in its EXIF data
+
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
     """`prepare` makes the network's inputs of examples. `labels` are the names of its own classes, if it has any, and
     `scores` the output that rates them. `entry` is what the zoo publishes, for heads that share it; `cut` is where to
-    cut, where that is known."""
+    cut, where that is known. `prepared_by` changes with what `prepare` makes of an example."""
 
     name: str
     kind: Literal["images", "text"]
@@ -60,16 +67,38 @@ def _texts(tokenizer: WordPiece) -> Prepare:
     return prepare
 
 
+def prepared_alike(prepare: Prepare, kind: Literal["images", "text"]) -> str:
+    """The same for preparations that make the same of an example made up for that: a digest of what they make."""
+    examples = [Example("made up", content, 0, "") for content in ([_picture()] if kind == "images" else _TEXTS)]
+    digest = hashlib.sha256()
+    for name, array in sorted(prepare(examples).items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _picture() -> bytes:
+    """Wider than high, with colours that all differ, lying on its side as the camera says."""
+    rows, columns = np.mgrid[0:240, 0:320]
+    colours = np.stack([rows, columns * 3 // 4, (rows * columns) % 256], axis=2).astype(np.uint8)
+    content = io.BytesIO()
+    exif = Image.Exif()
+    exif[_ORIENTATION] = 6
+    Image.fromarray(colours).save(content, "PNG", exif=exif)
+    return content.getvalue()
+
+
 def _picture_backbone(name: str, tensor: Callable[[Any], npt.NDArray[np.float32]]) -> Backbone:
     recipe = RECIPES[name]
     (entry,) = recipe.make()
     labels = str(entry.files["labels.txt"]).splitlines()
+    prepare = _pictures(tensor, "image")
     return Backbone(
         name=name,
         kind="images",
         model=entry.version_files["model.onnx"],
-        prepare=_pictures(tensor, "image"),
-        prepared_by=name,
+        prepare=prepare,
+        prepared_by=f"{name}-{prepared_alike(prepare, 'images')}",
         preparation=f"as for `{name}` (`models/zoo/preprocess.py`)",
         source=recipe.packages[0].requirement,
         licence=recipe.packages[0].licence,
@@ -82,13 +111,13 @@ def _picture_backbone(name: str, tensor: Callable[[Any], npt.NDArray[np.float32]
 def _minilm() -> Backbone:
     recipe = RECIPES["minilm"]
     (entry,) = recipe.make()
-    tokenizer = WordPiece.from_json(str(entry.files["tokenizer.json"]))
+    prepare = _texts(WordPiece.from_json(str(entry.files["tokenizer.json"])))
     return Backbone(
         name="minilm",
         kind="text",
         model=_pooling(entry),
-        prepare=_texts(tokenizer),
-        prepared_by="minilm",
+        prepare=prepare,
+        prepared_by=f"minilm-{prepared_alike(prepare, 'text')}",
         preparation="the tokens of `tokenizer.json`, as for `minilm` (`models/zoo/sentences.py`)",
         source=recipe.packages[0].requirement,
         licence=recipe.packages[0].licence,

@@ -1,12 +1,15 @@
 """Features of many examples: computed once, kept, and computed in batches with something to look at.
 
 Kept under the digest of the network, of the preparation and of the example, in `$ONCLOCK_CACHE/features` (see
-`models.zoo.fetch`): training again with another head, or with a few more pictures, takes seconds.
+`models.zoo.fetch`): training again with another head, or with a few more pictures, takes seconds. What is kept is
+replaced as a whole, so runs beside each other do not harm it, and what is damaged is computed again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,8 @@ BATCH = 16
 
 
 def extract(model: bytes, prepare: Prepare, prepared_by: str, examples: Sequence[Example]) -> Floats:
-    """FP32 [N, width]: the output `features` of `model` for each example. Raises what `prepare` raises."""
+    """FP32 [N, width]: the output `features` of `model` for each example. `prepared_by` tells one way to prepare
+    examples from any other. Raises what `prepare` raises."""
     network = hashlib.sha256(model).hexdigest()
     path = cache_directory().parent / "features" / f"{network[:32]}-{prepared_by}.npz"
     known = _read(path)
@@ -60,12 +64,13 @@ def _read(path: Path) -> dict[str, Floats]:
     try:
         with np.load(path) as kept:
             return dict(zip(kept["digests"].tolist(), kept["rows"], strict=True))
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
         return {}  # not there, or damaged: computed again
 
 
 def _write(path: Path, known: dict[str, Floats]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, digests=np.array(list(known)), rows=np.stack(list(known.values())))
-    partial.rename(path)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as scratch:
+        whole = Path(scratch) / path.name
+        np.savez(whole, digests=np.array(list(known)), rows=np.stack(list(known.values())))
+        whole.replace(path)

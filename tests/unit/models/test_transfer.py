@@ -199,9 +199,47 @@ def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     again = extract(model, prepare, "p", [*examples, Example("", "", 0, "99")])
     assert sum(prepared) == 21
     assert np.array_equal(again[:20], first)
-    (kept,) = (tmp_path / "features").glob("*.npz")
-    kept.write_bytes(b"damaged")
-    assert np.array_equal(extract(model, prepare, "p", examples), first)
+    (kept,) = (tmp_path / "features").iterdir()
+    whole = kept.read_bytes()
+    for damaged in (b"damaged", whole[: len(whole) // 2], whole[:30] + b"\xff" * 40 + whole[70:], b""):
+        kept.write_bytes(damaged)
+        assert np.array_equal(extract(model, prepare, "p", examples), first)
+        assert list((tmp_path / "features").iterdir()) == [kept]
+
+
+def test_features_that_are_kept_at_the_same_time_do_not_harm_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run keeps its features while this one writes."""
+    monkeypatch.setenv("ONCLOCK_CACHE", str(tmp_path))
+    model = cut(classifier(), "seen").SerializeToString()
+    save = np.savez
+
+    def prepare(examples: Any) -> dict[str, Any]:
+        return {"x": np.stack([np.full(8, float(e.digest), np.float32) for e in examples])}
+
+    def beside(path: Any, **arrays: Any) -> None:
+        save(path, **arrays)
+        monkeypatch.setattr(np, "savez", save)
+        extract(model, prepare, "p", [Example("", "", 0, "99")])
+
+    monkeypatch.setattr(np, "savez", beside)
+    extract(model, prepare, "p", [Example("", "", 0, "1")])
+    (kept,) = (tmp_path / "features").iterdir()
+    with np.load(kept) as found:
+        assert found["digests"].tolist() == ["1"]
+
+
+def test_another_preparation_has_another_name() -> None:
+    """So that features of the former one are not taken for its own."""
+    from models.zoo.preprocess import image_tensor, imagenet_tensor
+    from models.zoo.wordpiece import WordPiece
+
+    pictures = [backbones._pictures(tensor, "image") for tensor in (image_tensor, image_tensor, imagenet_tensor)]
+    names = [backbones.prepared_alike(prepare, "images") for prepare in pictures]
+    assert names[0] == names[1] != names[2]
+    former, later = (backbones._texts(WordPiece({"one": 3, word: 4}, 0, 1, 2)) for word in ("capitals", "Capitals"))
+    assert backbones.prepared_alike(former, "text") != backbones.prepared_alike(later, "text")
 
 
 # Scores
