@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import Progress
 
+from models.transfer.backbone import CutError
 from models.transfer.data import Example
 from models.zoo.fetch import cache_directory
 
@@ -30,7 +31,8 @@ BATCH = 16
 
 def extract(model: bytes, prepare: Prepare, prepared_by: str, examples: Sequence[Example]) -> Floats:
     """FP32 [N, width]: the output `features` of `model` for each example. `prepared_by` tells one way to prepare
-    examples from any other. Raises what `prepare` raises."""
+    examples from any other. Raises what `prepare` raises, and `CutError` where a row is as wide as the example is long.
+    """
     network = hashlib.sha256(model).hexdigest()
     path = cache_directory().parent / "features" / f"{network[:32]}-{prepared_by}.npz"
     known = _read(path)
@@ -41,8 +43,18 @@ def extract(model: bytes, prepare: Prepare, prepared_by: str, examples: Sequence
             for batch in progress.track(list(_batches(missing)), description="features"):
                 rows = session.run(["features"], prepare(batch))[0]
                 known |= {e.digest: np.asarray(row, np.float32) for e, row in zip(batch, rows, strict=True)}
+                _check_widths(known)
         _write(path, known)
     return np.stack([known[example.digest] for example in examples])
+
+
+def _check_widths(known: Mapping[str, Floats]) -> None:
+    widths = sorted({row.size for row in known.values()})
+    if len(widths) > 1:
+        raise CutError(
+            f"the network gives {widths[0]} numbers for one example and {widths[-1]} for another; expected as many for "
+            "each: cut behind what makes one row of them, or leave --cut out"
+        )
 
 
 def _session(model: bytes) -> Any:
