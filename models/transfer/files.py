@@ -13,6 +13,8 @@ from models.transfer.data import Column, DataError, Dataset, Kind, Raw, Value
 
 # A category with more values than that says too little about each.
 MOST_VALUES = 200
+# The model takes numbers of 32 bits.
+LARGEST = 3.4e38
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,5 +195,10 @@ def _number(table: _Table, column: Column, row: int, value: object) -> float | N
         raise DataError(
             f"{table.path}: row {row + 1} has '{value}' in column '{column.name}', which has numbers in the training "
             "data; expected a number, or nothing"
+        )
+    if abs(value) > LARGEST:
+        raise DataError(
+            f"{table.path}: row {row + 1} has {value} in column '{column.name}'; expected a number of 32 bits, or "
+            "nothing where it is not known"
         )
     return None if math.isnan(value) else float(value)

@@ -6,7 +6,7 @@ that is fitted to cross-validated scores (J. Platt, 1999).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,11 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+# Of each part of a cross-validation: the rows to learn from, the other rows.
+Folds = Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
 
 FOLDS = 4
+CALIBRATION_FOLDS = 3
 # Neighbours keep every training row: beyond this a head is no longer small.
 MOST_NEIGHBOUR_ROWS = 20_000
 
@@ -27,24 +30,40 @@ class HeadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A head that may be chosen: `make` builds it unfitted."""
+    """A head that may be chosen: `make` builds it unfitted. It needs `least` examples to learn from, and `each` of every
+    class."""
 
     kind: str
     setting: str
     make: Callable[[int, bool], Any]
+    least: int = 2
+    each: int = 1
 
     @property
     def name(self) -> str:
         return f"{self.kind} ({self.setting})"
 
+    def unfit(self, rows: int, least: int, each: int) -> str:
+        """Why it cannot learn from `rows` examples, of which cross-validation leaves at least `least`, and `each` of
+        every class; empty if it can."""
+        if self.kind == "neighbours" and rows > MOST_NEIGHBOUR_ROWS:
+            return f"it keeps every example, {MOST_NEIGHBOUR_ROWS} at most, and there are {rows}"
+        if each < self.each:
+            return f"it needs {self.each} examples of each class at a time in cross-validation, and there are {each}"
+        if least < self.least:
+            return f"it needs {self.least} examples at a time in cross-validation, and there are {least}"
+        return ""
+
 
 @dataclass(slots=True)
 class Fitted:
-    """The chosen head, fitted to all training data. `scores`: cross-validated log loss of each candidate."""
+    """The chosen head, fitted to all training data. `scores`: cross-validated log loss of each candidate. `notes` say
+    which could not be."""
 
     candidate: Candidate
     pipeline: Any
     scores: Mapping[str, float]
+    notes: tuple[str, ...] = ()
 
 
 def _logistic(strength: float) -> Callable[[int, bool], Any]:
@@ -64,7 +83,7 @@ def _svm(strength: float) -> Callable[[int, bool], Any]:
 
         weight = "balanced" if weighted else None
         machine = LinearSVC(C=strength, class_weight=weight, random_state=seed, max_iter=5000)
-        return CalibratedClassifierCV(machine, method="sigmoid", cv=3, ensemble=False)
+        return CalibratedClassifierCV(machine, method="sigmoid", cv=CALIBRATION_FOLDS, ensemble=False)
 
     return make
 
@@ -89,28 +108,48 @@ def _perceptron(width: int) -> Callable[[int, bool], Any]:
 
 CANDIDATES: tuple[Candidate, ...] = (
     *(Candidate("logistic", f"C {c:g}", _logistic(c)) for c in (0.001, 0.01, 0.1)),
-    *(Candidate("svm", f"C {c:g}", _svm(c)) for c in (1e-5, 1e-4)),
-    Candidate("neighbours", "5", _neighbours(5)),
-    Candidate("perceptron", "128 wide", _perceptron(128)),
+    *(Candidate("svm", f"C {c:g}", _svm(c), each=CALIBRATION_FOLDS) for c in (1e-5, 1e-4)),
+    Candidate("neighbours", "5", _neighbours(5), least=5),
+    # A tenth of the examples says when to stop, and must be two at least; one of each class does not divide.
+    Candidate("perceptron", "128 wide", _perceptron(128), least=20, each=2),
 )
 KINDS = tuple(dict.fromkeys(candidate.kind for candidate in CANDIDATES))
 
 
 def fit(features: Floats, labels: Labels, kind: str, seed: int, weighted: bool, scale: Any = None) -> Fitted:
-    """Choose among the heads of a kind ("auto": of all) and fit the best. `scale` makes the first step of the pipeline
-    (unset: a standard scaler). Raises `HeadError`."""
+    """Choose among the heads of a kind ("auto": of all that the data suffices for) and fit the best. `scale` makes the
+    first step of the pipeline (unset: a standard scaler). Raises `HeadError`."""
     chosen = [c for c in CANDIDATES if kind in ("auto", c.kind)]
     if not chosen:
         raise HeadError(f"there is no head '{kind}'; expected auto, {', '.join(KINDS)}")
-    if len(labels) > MOST_NEIGHBOUR_ROWS:
-        chosen = [c for c in chosen if c.kind != "neighbours"]
-    least = int(np.bincount(labels).min())
-    folds = min(FOLDS, least)
-    if folds < 2 or not chosen:
-        raise HeadError(f"a class has {least} training examples; two are the least to choose a head by")
-    scores = {c.name: _log_loss(_pipeline(c, seed, weighted, scale), features, labels, folds, seed) for c in chosen}
+    folds = _folds(labels, seed)
+    chosen, unfit = _suitable(chosen, labels, folds)
+    if not chosen:
+        raise HeadError(f"{'; '.join(unfit)}; add examples, or choose another head")
+    scores = {c.name: _log_loss(_pipeline(c, seed, weighted, scale), features, labels, folds) for c in chosen}
     best = min(chosen, key=lambda c: scores[c.name])
-    return Fitted(best, _pipeline(best, seed, weighted, scale).fit(features, labels), scores)
+    pipeline = _pipeline(best, seed, weighted, scale).fit(features, labels)
+    return Fitted(best, pipeline, scores, tuple(f"{reason}: left out" for reason in unfit))
+
+
+def _folds(labels: Labels, seed: int) -> Folds:
+    """The parts of a cross-validation. Raises `HeadError` where a class is not in all of them."""
+    from sklearn.model_selection import StratifiedKFold
+
+    least = int(np.bincount(labels).min())
+    if least < 2:
+        raise HeadError(f"a class has {least} training examples; two are the least to choose a head by")
+    parts = StratifiedKFold(min(FOLDS, least), shuffle=True, random_state=seed)
+    return list(parts.split(labels, labels))
+
+
+def _suitable(chosen: Sequence[Candidate], labels: Labels, folds: Folds) -> tuple[list[Candidate], list[str]]:
+    """Those that there is enough data for, and why the others are none."""
+    counts = [np.bincount(labels[rows], minlength=int(labels.max()) + 1) for rows, _ in folds]
+    least, each = min(int(count.sum()) for count in counts), min(int(count.min()) for count in counts)
+    reasons = {c: c.unfit(len(labels), least, each) for c in chosen}
+    said = dict.fromkeys(f"the head '{c.kind}' does not suit: {reason}" for c, reason in reasons.items() if reason)
+    return [c for c, reason in reasons.items() if not reason], list(said)
 
 
 def _pipeline(candidate: Candidate, seed: int, weighted: bool, scale: Any) -> Any:
@@ -122,11 +161,10 @@ def _pipeline(candidate: Candidate, seed: int, weighted: bool, scale: Any) -> An
     return make_pipeline(first, candidate.make(seed, weighted))
 
 
-def _log_loss(pipeline: Any, features: Floats, labels: Labels, folds: int, seed: int) -> float:
+def _log_loss(pipeline: Any, features: Floats, labels: Labels, folds: Folds) -> float:
     """Cross-validated: it asks for probabilities that are right, not only for the right class."""
     from sklearn.metrics import log_loss
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.model_selection import cross_val_predict
 
-    parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    predicted = cross_val_predict(pipeline, features, labels, cv=parts, method="predict_proba")
+    predicted = cross_val_predict(pipeline, features, labels, cv=folds, method="predict_proba")
     return float(log_loss(labels, predicted, labels=np.arange(predicted.shape[1])))

@@ -192,7 +192,7 @@ def _finish(
 ) -> Result:
     options, train, test, clock = work.options, work.train, work.test, work.clock
     clock.step("report and publication")
-    notes = [*dict.fromkeys((*train.notes, *test.notes)), *work.leakage.lines()]
+    notes = [*dict.fromkeys((*train.notes, *test.notes)), *work.leakage.lines(), *fitted.notes]
     notes += [f"cross-validated log loss of {name}: {loss:.4f}" for name, loss in fitted.scores.items()]
     text = report.markdown(options.name, scores, train.classes, notes)
     out = options.report or Path("build/transfer") / options.name

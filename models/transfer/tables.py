@@ -57,7 +57,9 @@ def preparation(data: Dataset) -> Any:
     numbers, categories = order(data.columns)
     steps = []
     if numbers:
-        steps.append(("numbers", make_pipeline(SimpleImputer(), StandardScaler()), list(range(len(numbers)))))
+        # A column that is empty in one part of a cross-validation is not so in all.
+        filled = SimpleImputer(keep_empty_features=True)
+        steps.append(("numbers", make_pipeline(filled, StandardScaler()), list(range(len(numbers)))))
     if categories:
         at = list(range(len(numbers), len(data.columns)))
         steps.append(("categories", OneHotEncoder(handle_unknown="ignore"), at))

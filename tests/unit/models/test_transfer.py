@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from models.transfer import backbones, pipeline
+from models.transfer import backbones, baselines, heads, pipeline
 from models.transfer.backbone import CutError, cut, cut_point
 from models.transfer.backbones import Backbone
 from models.transfer.command import main
@@ -147,6 +147,33 @@ def test_what_no_head_can_be_fitted_to() -> None:
         fit(features, labels, "forest", 0, False)
     with pytest.raises(HeadError, match="a class has 1 training examples"):
         fit(features[:4], labels[:4], "logistic", 0, False)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_heads_that_there_is_too_little_for_are_left_out(classes: int) -> None:
+    """From the least there can be on: what is tried can be fitted, and what is not is said."""
+    tried: set[str] = set()
+    for count in (2, 3, 4, 5, 6, 8, 12, 16):
+        features, labels = blobs(count * classes, classes)
+        fitted = fit(features, labels, "auto", 0, False)
+        kinds = {name.partition(" ")[0] for name in fitted.scores}
+        said = {kind for kind in KINDS if any(f"'{kind}' does not suit: it needs" in note for note in fitted.notes)}
+        assert kinds | said == set(KINDS)
+        assert not kinds & said
+        assert kinds >= tried, "what could learn from less can learn from more"
+        tried = kinds
+    assert tried == set(KINDS)
+    features, labels = blobs(2 * classes, classes)
+    for kind in ("svm", "perceptron"):
+        with pytest.raises(HeadError, match=f"the head '{kind}' does not suit: it needs .*; add examples, or choose"):
+            fit(features, labels, kind, 0, False)
+
+
+def test_neighbours_of_many_examples_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "MOST_NEIGHBOUR_ROWS", 50)
+    features, labels = blobs(60)
+    with pytest.raises(HeadError, match="it keeps every example, 50 at most, and there are 60; "):
+        fit(features, labels, "neighbours", 0, False)
 
 
 def test_a_head_of_the_wrong_width_is_refused() -> None:
@@ -315,7 +342,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(backbones.BACKBONES, "tiny", lambda: made)
 
 
-def photographs(root: Path) -> Path:
+def photographs(root: Path, count: int = 20) -> Path:
     """Two classes: dark and bright pictures."""
     from io import BytesIO
 
@@ -324,7 +351,7 @@ def photographs(root: Path) -> Path:
     rng = np.random.default_rng(0)
     for name, level in (("dark", 40), ("bright", 200)):
         (root / name).mkdir(parents=True)
-        for number in range(20):
+        for number in range(count):
             noise = rng.integers(-30, 30, (16, 16, 3))
             content = BytesIO()
             Image.fromarray((level + noise).astype(np.uint8)).save(content, "PNG")
@@ -355,6 +382,22 @@ def test_from_pictures_to_a_version(tiny: None, tmp_path: Path) -> None:
     assert again.version.name == "2"
     first, second = (json.loads((v / "provenance.json").read_text()) for v in (result.version, again.version))
     assert first["data"] == second["data"]
+
+
+def test_four_examples_of_a_class_will_do(tiny: None, tmp_path: Path) -> None:
+    """As few as are accepted: three are learned from, one is tested with, and heads that need more are left out."""
+    photographs(tmp_path / "few", 4)
+    result = transfer(Options(tmp_path / "few", "light", tmp_path / "repository", "tiny", report=tmp_path / "report"))
+    assert result.scores[0].accuracy == 1.0
+    assert any("the head 'svm' does not suit: it needs 3 examples of each class" in note for note in result.notes)
+    rows = "\n".join(f"{n},{'' if n % 7 else 1},{n % 2}" for n in range(8))
+    (tmp_path / "few.csv").write_text(f"size,seldom,kind\n{rows}\n")
+    transfer(of_table(tmp_path, tmp_path / "few.csv", head="auto"))
+
+
+def test_texts_without_words_are_compared_with_no_words() -> None:
+    texts = Dataset("text", ("a", "b"), [Example("", content, at % 2, str(at)) for at, content in enumerate("?!?!")])
+    assert baselines.plain(texts, texts, 0).name == "the most frequent class, always"
 
 
 def test_a_head_on_the_shared_network(tiny: None, tmp_path: Path) -> None:

@@ -103,6 +103,12 @@ def test_texts_over_several_lines_in_a_csv(tmp_path: Path) -> None:
             {"label": "kind"},
             "has a line break in its name; labels are lines, so rename it",
         ),
+        (
+            "kind,x\n" + "a,1\nb,2\n" * 4 + "a,inf\n",
+            {"label": "kind"},
+            "row 9 has inf in column 'x'; expected a number",
+        ),
+        ("kind,x\n" + "a,1\nb,-1e300\n" * 4, {"label": "kind"}, "row 2 has -1e+300 in column 'x'; expected a number"),
         ("kind,x\n" + "a,1\nb,1\n" * 4, {"label": "kind"}, "no column is left to learn from"),
         ("kind,x\n" + "a,1\nb,2\n" * 4, {"label": "kind", "split_column": "x"}, "expected train, val or test"),
     ],
