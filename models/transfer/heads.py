@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+# Of networks FP32; of tables whatever the first step of the pipeline takes.
+Features = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
 # Of each part of a cross-validation: the rows to learn from, the other rows.
 Folds = Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
@@ -30,8 +31,7 @@ class HeadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A head that may be chosen: `make` builds it unfitted. It needs `least` examples to learn from, and `each` of every
-    class."""
+    """A head that may be chosen: `make` builds it unfitted. It needs `least` examples to learn from, `each` of each class."""
 
     kind: str
     setting: str
@@ -116,13 +116,22 @@ CANDIDATES: tuple[Candidate, ...] = (
 KINDS = tuple(dict.fromkeys(candidate.kind for candidate in CANDIDATES))
 
 
-def fit(features: Floats, labels: Labels, kind: str, seed: int, weighted: bool, scale: Any = None) -> Fitted:
+def fit(
+    features: Features,
+    labels: Labels,
+    kind: str,
+    seed: int,
+    weighted: bool,
+    scale: Any = None,
+    groups: Labels | None = None,
+) -> Fitted:
     """Choose among the heads of a kind ("auto": of all that the data suffices for) and fit the best. `scale` makes the
-    first step of the pipeline (unset: a standard scaler). Raises `HeadError`."""
+    first step of the pipeline (unset: a standard scaler). No head is asked about an example of a group (one number for
+    each example) of which it has learned from another. Raises `HeadError`."""
     chosen = [c for c in CANDIDATES if kind in ("auto", c.kind)]
     if not chosen:
         raise HeadError(f"there is no head '{kind}'; expected auto, {', '.join(KINDS)}")
-    folds = _folds(labels, seed)
+    folds = _folds(labels, groups, seed)
     chosen, unfit = _suitable(chosen, labels, folds)
     if not chosen:
         raise HeadError(f"{'; '.join(unfit)}; add examples, or choose another head")
@@ -132,15 +141,25 @@ def fit(features: Floats, labels: Labels, kind: str, seed: int, weighted: bool, 
     return Fitted(best, pipeline, scores, tuple(f"{reason}: left out" for reason in unfit))
 
 
-def _folds(labels: Labels, seed: int) -> Folds:
-    """The parts of a cross-validation. Raises `HeadError` where a class is not in all of them."""
+def _folds(labels: Labels, groups: Labels | None, seed: int) -> Folds:
+    """The parts of a cross-validation: of every class about as many groups in each, by the rarest class that a group is
+    of. Raises `HeadError` where a class cannot be learned in all of them."""
     from sklearn.model_selection import StratifiedKFold
 
-    least = int(np.bincount(labels).min())
+    counts = np.bincount(labels)
+    rarity = np.argsort(np.argsort(counts, kind="stable"))[labels]
+    _, group = np.unique(np.arange(len(labels)) if groups is None else groups, return_inverse=True)
+    rarest = np.full(int(group.max()) + 1, len(counts))
+    np.minimum.at(rarest, group, rarity)
+    least = int(np.unique(rarest, return_counts=True)[1].min())
+    different = "" if groups is None else " that differ"
     if least < 2:
-        raise HeadError(f"a class has {least} training examples; two are the least to choose a head by")
+        raise HeadError(f"a class has {least} training examples{different}; two are the least to choose a head by")
     parts = StratifiedKFold(min(FOLDS, least), shuffle=True, random_state=seed)
-    return list(parts.split(labels, labels))
+    folds = [tuple(np.flatnonzero(np.isin(group, part)) for part in both) for both in parts.split(rarest, rarest)]
+    if any(len(np.unique(labels[rows])) < len(counts) for rows, _ in folds):
+        raise HeadError(f"a class has too few training examples{different} to choose a head by; add some")
+    return folds
 
 
 def _suitable(chosen: Sequence[Candidate], labels: Labels, folds: Folds) -> tuple[list[Candidate], list[str]]:
@@ -161,7 +180,7 @@ def _pipeline(candidate: Candidate, seed: int, weighted: bool, scale: Any) -> An
     return make_pipeline(first, candidate.make(seed, weighted))
 
 
-def _log_loss(pipeline: Any, features: Floats, labels: Labels, folds: Folds) -> float:
+def _log_loss(pipeline: Any, features: Features, labels: Labels, folds: Folds) -> float:
     """Cross-validated: it asks for probabilities that are right, not only for the right class."""
     from sklearn.metrics import log_loss
     from sklearn.model_selection import cross_val_predict

@@ -23,7 +23,7 @@ from models.transfer.heads import Fitted, fit
 from models.transfer.options import Options, check_options
 from models.transfer.publication import Publication
 from models.transfer.reading import read, read_test
-from models.transfer.splits import Leakage, separate
+from models.transfer.splits import Leakage, groups, separate
 
 # Test examples with which the finished model is compared with its pieces.
 CHECKED = 32
@@ -172,7 +172,8 @@ def _table(work: _Work) -> Result:
     clock.step("fitting and choosing a head")
     ours, theirs = (tables.matrix(data.examples, train.columns) for data in (train, test))
     prepared = tables.preparation(train)
-    fitted = fit(ours, work.labels, options.head, options.seed, options.weighted, prepared)  # type: ignore[arg-type]
+    alike = groups(train.examples)
+    fitted = fit(ours, work.labels, options.head, options.seed, options.weighted, prepared, alike)
     probabilities = fitted.pipeline.predict_proba(theirs)
     clock.step("baselines")
     scores = [work.scores(f"all columns and {fitted.candidate.name}", probabilities), *work.plain()]

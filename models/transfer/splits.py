@@ -1,14 +1,17 @@
 """Training and test examples that have nothing in common: duplicates found, reported, and kept apart.
 
-A test on what was learned by heart measures nothing. Examples with one digest (the same pixels, the same words, the
-same values) count as one. Pictures that nearly look the same (a difference hash of 256 bits, a few bits apart) are
-reported: that is a heuristic, so they stay.
+A test on what was learned by heart measures nothing. Pictures and texts with one digest (the same pixels, the same
+words) count as one. Pictures that nearly look the same (a difference hash of 256 bits, a few bits apart) are reported:
+that is a heuristic, so they stay.
+
+Rows of a table with the same values are often different cases: all of them count, as often as they are there. Where the
+parts are made here, equal rows are in one of them; where they are given, equal rows stay, and are reported.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +53,26 @@ class Leakage:
         return said or ["no example is in both parts, and none is there twice"]
 
 
+@dataclass(slots=True)
+class EqualRows(Leakage):
+    """What was found in a table: rows that equal an earlier one, and test rows that equal a training row."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        said = []
+        for count, where in ((self.within_train, "training"), (self.within_test, "test")):
+            if count:
+                said.append(f"{count} {where} rows equal an earlier one; they may be different cases, so all count")
+        if self.between:
+            said.append(
+                f"{self.between} test rows equal a training row: if they are the same cases, the figures are too good, "
+                "and the data should be divided otherwise"
+            )
+        if self.contradicting:
+            said.append(f"{self.contradicting} rows equal an earlier one and have a different label")
+        return said or ["no row is in both parts, and none is there twice"]
+
+
 def separate(
     train: Dataset, test: Dataset | None, seed: int, share: float = TEST_SHARE
 ) -> tuple[Dataset, Dataset, Leakage]:
@@ -57,24 +80,54 @@ def separate(
 
     Raises `DataError` when a class is left without examples.
     """
-    found = Leakage()
-    learned, found.within_train, contradicting = _once(train.examples)
-    found.contradicting = contradicting
-    if test is None:
-        kept, held_out = _stratified(learned, len(train.classes), seed, share)
-    else:
-        held_out, found.within_test, more = _once(test.examples)
-        found.contradicting += more
-        tested = {example.digest for example in held_out}
-        kept = [example for example in learned if example.digest not in tested]
-        found.between = len(learned) - len(kept)
+    kept, held_out, found = (_rows if train.kind == "table" else _contents)(train, test, seed, share)
     absent = set(range(len(train.classes))) - {example.label for example in kept}
     if absent:
         names = ", ".join(f"'{train.classes[label]}'" for label in sorted(absent)[:5])
-        raise DataError(f"no training example of {names} is left without those that are in both parts")
+        raise DataError(
+            f"no training example of {names} is left when training and test have nothing in common; add some, or leave "
+            "the class out"
+        )
     if train.kind == "images" and len(kept) + len(held_out) <= MOST_COMPARED:
         found.near = _near(kept, held_out)
-    return train.part(kept), train.part(held_out), found
+    return train.part(kept), (test or train).part(held_out), found
+
+
+def groups(examples: Sequence[Example]) -> npt.NDArray[np.int64]:
+    """A number for each example, the same for those that show the same."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(example.digest, len(numbers)) for example in examples], np.int64)
+
+
+def _contents(
+    train: Dataset, test: Dataset | None, seed: int, share: float
+) -> tuple[list[Example], list[Example], Leakage]:
+    """Of pictures and texts: each once, in one part."""
+    found = Leakage()
+    learned, found.within_train, found.contradicting = _once(train.examples)
+    if test is None:
+        return *_stratified(learned, len(train.classes), seed, share), found
+    held_out, found.within_test, more = _once(test.examples)
+    found.contradicting += more
+    tested = {example.digest for example in held_out}
+    kept = [example for example in learned if example.digest not in tested]
+    found.between = len(learned) - len(kept)
+    return kept, held_out, found
+
+
+def _rows(
+    train: Dataset, test: Dataset | None, seed: int, share: float
+) -> tuple[list[Example], list[Example], Leakage]:
+    """Of a table: all of them."""
+    found = EqualRows()
+    learned, found.within_train, found.contradicting = _once(train.examples)
+    if test is None:
+        return *_stratified(train.examples, len(train.classes), seed, share), found
+    _, found.within_test, more = _once(test.examples)
+    found.contradicting += more
+    trained = {example.digest for example in learned}
+    found.between = sum(example.digest in trained for example in test.examples)
+    return train.examples, test.examples, found
 
 
 def _once(examples: Sequence[Example]) -> tuple[list[Example], int, int]:
@@ -92,19 +145,36 @@ def _once(examples: Sequence[Example]) -> tuple[list[Example], int, int]:
 def _stratified(
     examples: Sequence[Example], classes: int, seed: int, share: float
 ) -> tuple[list[Example], list[Example]]:
+    """Examples to learn from and, of each class, about `share` to test with; those that show the same are in one part,
+    and there are some to learn from."""
     rng = np.random.default_rng(seed)
-    by_label: dict[int, list[Example]] = defaultdict(list)
-    for example in examples:
-        by_label[example.label].append(example)
+    by_class = _by_class(examples)
     train: list[Example] = []
     test: list[Example] = []
     for label in range(classes):
-        mine = by_label[label]
-        order = rng.permutation(len(mine))
-        count = min(len(mine) - 1, max(1, round(share * len(mine))))
-        test += [mine[at] for at in order[:count]]
-        train += [mine[at] for at in order[count:]]
+        mine = by_class[label]
+        wanted = max(1, round(share * sum(map(len, mine))))
+        taken, left = 0, len(mine)
+        for at in rng.permutation(len(mine)):
+            nearer = abs(taken + len(mine[at]) - wanted) < abs(taken - wanted)
+            if nearer and left > 1:
+                test += mine[at]
+                taken, left = taken + len(mine[at]), left - 1
+            else:
+                train += mine[at]
     return train, test
+
+
+def _by_class(examples: Sequence[Example]) -> Mapping[int, list[list[Example]]]:
+    """Examples that show the same, together, by the class that they are dealt out with: the rarest that they are of."""
+    counts = Counter(example.label for example in examples)
+    alike: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        alike[example.digest].append(example)
+    by_class: dict[int, list[list[Example]]] = defaultdict(list)
+    for group in alike.values():
+        by_class[min((example.label for example in group), key=lambda label: (counts[label], label))].append(group)
+    return by_class
 
 
 def _near(train: Sequence[Example], test: Sequence[Example]) -> tuple[tuple[str, str], ...]:

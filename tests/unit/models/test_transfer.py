@@ -149,6 +149,21 @@ def test_what_no_head_can_be_fitted_to() -> None:
         fit(features[:4], labels[:4], "logistic", 0, False)
 
 
+def test_no_head_is_asked_about_what_it_has_learned() -> None:
+    """Random labels of rows that are there ten times: known by heart they could be told, and must not look so."""
+    rng = np.random.default_rng(0)
+    features = np.repeat(rng.standard_normal((60, 4)).astype(np.float32), 10, axis=0)
+    labels, groups = np.repeat(np.arange(60) % 2, 10), np.repeat(np.arange(60), 10)
+    by_heart = fit(features, labels, "neighbours", 0, False).scores["neighbours (5)"]
+    honest = fit(features, labels, "neighbours", 0, False, groups=groups).scores["neighbours (5)"]
+    assert by_heart < 0.01
+    assert honest > 0.5
+    with pytest.raises(HeadError, match="a class has 1 training examples that differ"):
+        fit(features[:20], labels[:20], "logistic", 0, False, groups=groups[:20])
+    mixed = np.array([0, 1] * 10), np.array([0] * 16 + [1, 2, 3, 4])
+    assert fit(features[:20], mixed[0], "logistic", 0, False, groups=mixed[1]).scores
+
+
 @pytest.mark.parametrize("classes", [2, 3, 7])
 def test_heads_that_there_is_too_little_for_are_left_out(classes: int) -> None:
     """From the least there can be on: what is tried can be fitted, and what is not is said."""

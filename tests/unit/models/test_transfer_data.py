@@ -275,3 +275,45 @@ def test_leaks_are_reported(tmp_path: Path) -> None:
     assert len(found.near) == 1
     assert "saved-again.jpg" in found.near[0][1]
     assert any("not trained on" in line for line in found.lines())
+
+
+def row(content: int, label: int, number: int) -> Example:
+    return Example(f"row {number}", (float(content),), label, str(content))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 2)), min_size=20, max_size=120), st.integers(0, 5))
+def test_all_rows_of_a_table_count_and_equal_ones_are_in_one_part(rows: list[tuple[int, int]], seed: int) -> None:
+    data = Dataset("table", ("a", "b", "c"), [row(*one, number) for number, one in enumerate(rows)])
+    try:
+        learned, tested, found = separate(data, None, seed)
+    except DataError:
+        return  # a class has nothing left to learn from
+    assert sorted(e.source for part in (learned, tested) for e in part.examples) == sorted(
+        e.source for e in data.examples
+    )
+    ours, theirs = ({e.digest for e in part.examples} for part in (learned, tested))
+    assert not ours & theirs
+    assert found.within_train == len(rows) - len({content for content, _ in rows})
+
+
+def test_a_quarter_of_each_class_is_held_out_also_where_rows_are_equal() -> None:
+    """Rows that are there ten times, and those that are of two classes, among them."""
+    rows = [row(number % 40, int(number % 40 < 10), number) for number in range(400)]
+    rows += [row(0, 0, 400), row(50, 1, 401)]
+    learned, tested, found = separate(Dataset("table", ("a", "b"), rows), None, 0)
+    assert (found.within_train, found.contradicting) == (361, 1)
+    for label, count in ((0, 301), (1, 101)):
+        assert sum(e.label == label for e in tested.examples) == pytest.approx(count / 4, abs=10)
+    assert any("may be different cases, so all count" in line for line in found.lines())
+    assert len(learned.examples) + len(tested.examples) == 402
+
+
+def test_rows_of_given_parts_stay_where_they_are() -> None:
+    """Those that are in both are reported."""
+    train = Dataset("table", ("a", "b"), [row(number % 5, number % 2, number) for number in range(20)])
+    test = train.part([row(1, 1, 20), row(1, 1, 21), row(9, 0, 22)])
+    learned, tested, found = separate(train, test, 0)
+    assert (len(learned.examples), len(tested.examples)) == (20, 3)
+    assert (found.between, found.within_test) == (2, 1)
+    assert any("2 test rows equal a training row" in line for line in found.lines())
