@@ -14,6 +14,8 @@ from typing import Any, Literal
 Kind = Literal["images", "text", "table"]
 Value = float | str | None
 
+# What parts of the data may be called, and which part they are: validation data is learned from, by cross-validation.
+PARTS = {"train": "train", "val": "train", "valid": "train", "validation": "train", "test": "test"}
 # A picture: beyond that it is something else.
 MOST_PIXELS = 100_000_000
 

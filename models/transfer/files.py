@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.transfer.data import Column, DataError, Dataset, Kind, Raw, Value
+from models.transfer.data import PARTS, Column, DataError, Dataset, Kind, Raw, Value
 
 # A category with more values than that says too little about each.
 MOST_VALUES = 200
@@ -124,8 +124,7 @@ def _labels(table: _Table, roles: Roles, known: Mapping[str, str] | None = None)
 
 
 def _part(path: Path, value: object) -> str:
-    parts = {"train": "train", "val": "train", "valid": "train", "validation": "train", "test": "test"}
-    found = parts.get(str(value).lower())
+    found = PARTS.get(str(value).lower())
     if found is None:
         raise DataError(f"{path}: the split column says '{value}'; expected train, val or test")
     return found

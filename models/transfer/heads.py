@@ -31,7 +31,8 @@ class HeadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A head that may be chosen: `make` builds it unfitted. It needs `least` examples to learn from, `each` of each class."""
+    """A head that may be chosen: `make` builds it unfitted. It learns from `least` examples or more, `each` of each
+    class."""
 
     kind: str
     setting: str

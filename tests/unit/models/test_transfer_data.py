@@ -56,6 +56,44 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
     assert (len(train.examples), len(test.examples)) == (9, 2)
 
 
+def test_validation_folders_have_several_names(tmp_path: Path) -> None:
+    write_folders(tmp_path / "Train", {"a": 4, "b": 4})
+    write_folders(tmp_path / "valid", {"a": 1}, first=50)
+    write_folders(tmp_path / "validation", {"b": 1}, first=70)
+    train, test = read(tmp_path)
+    assert test is None
+    assert len(train.examples) == 10
+
+
+def test_a_class_called_as_a_part_is_not_taken_for_one(tmp_path: Path) -> None:
+    """The message says where to put it, and there it is read."""
+    write_folders(tmp_path / "data", {"bus": 4, "train": 4})
+    said = failing(tmp_path / "data")
+    assert "'bus' is none; move the folders of all classes, one called 'train' as well, into" in said
+    write_folders(tmp_path / "moved" / "train", {"bus": 4, "train": 4})
+    assert read(tmp_path / "moved")[0].classes == ("bus", "train")
+    assert read(write_folders(tmp_path / "results", {"test": 4, "quiz": 4}))[0].classes == ("quiz", "test")
+    write_folders(tmp_path / "only" / "test", {"a": 4, "b": 4})
+    assert "has test/ and no train/; name the folder that holds" in failing(tmp_path / "only")
+
+
+def test_files_that_cannot_be_read_are_counted_by_kind(tmp_path: Path) -> None:
+    """Those of the system are not; a class of nothing else is an error."""
+    root = write_folders(tmp_path / "data", {"a": 4, "b": 4})
+    for name in ("a/1.heic", "b/2.HEIC", "b/below.tif", "b/noise", "a/.DS_Store", "photo.png"):
+        (root / name).write_bytes(b"x")
+    (root / "a" / ".thumbnails").mkdir()
+    (root / "a" / ".thumbnails" / "1.png").write_bytes(picture(0))
+    train, _ = read(root)
+    assert len(train.examples) == 8
+    assert train.notes[0].startswith("4 files are left out (2 .heic, 1 .tif, 1 without a suffix); read are .jpg, ")
+    assert train.notes[1] == "1 files that are in no class's folder are left out: photo.png"
+    (root / "c").mkdir()
+    assert "c: holds no picture and no .txt file; expected .jpg, " in failing(root)
+    (root / "c" / "1.heic").write_bytes(b"x")
+    assert "c: holds no picture and no .txt file (1 .heic); expected" in failing(root)
+
+
 def test_texts_in_folders(tmp_path: Path) -> None:
     for name in ("good", "bad"):
         (tmp_path / name).mkdir()
