@@ -106,6 +106,20 @@ def _raised(model: onnx.ModelProto) -> onnx.ModelProto:
         ) from error
 
 
+def of_every_class(labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """The places of at most `count` labels: as many of every class as there are and fit, from all over; of as many
+    classes as fit."""
+    classes = np.unique(labels)
+    places = [np.flatnonzero(labels == label) for label in classes[_spread(len(classes), count)]]
+    each = count // len(places)
+    return np.concatenate([mine[_spread(len(mine), each)] for mine in places])
+
+
+def _spread(among: int, count: int) -> npt.NDArray[np.int64]:
+    """`count` places in a row of `among`, or all of them, as far from each other as they can be."""
+    return np.linspace(0, among - 1, min(among, count)).round().astype(np.int64)
+
+
 def check(model: onnx.ModelProto, feeds: dict[str, npt.NDArray[Any]], expected: Floats, what: str) -> None:
     """Compare a model's probabilities with what the pieces gave. Raises `ComposeError`."""
     import onnxruntime as ort

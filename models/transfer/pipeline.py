@@ -15,7 +15,7 @@ import onnx
 from models.transfer import baselines, publication, report, tables
 from models.transfer.backbone import FEATURES, CutError, cut, cut_point
 from models.transfer.backbones import BACKBONES, Backbone
-from models.transfer.compose import check, composed, head_model, opset_of
+from models.transfer.compose import check, composed, head_model, of_every_class, opset_of
 from models.transfer.data import DataError, Dataset
 from models.transfer.evaluate import Scores
 from models.transfer.features import extract
@@ -25,7 +25,7 @@ from models.transfer.publication import Publication
 from models.transfer.reading import read, read_test
 from models.transfer.splits import Leakage, groups, separate
 
-# Test examples with which the finished model is compared with its pieces.
+# Test examples with which the finished model is compared with its pieces, at most.
 CHECKED = 32
 
 
@@ -133,12 +133,12 @@ def _network(work: _Work) -> Result:
     scores += [*([] if other is None else [other]), *work.plain()]
     clock.step("one model of the two, checked")
     head = head_model(fitted.pipeline, ours.shape[1], opset_of(below))
-    few = test.examples[:CHECKED]
-    check(head, {FEATURES: theirs[: len(few)]}, probabilities[: len(few)], "the head")
+    some = of_every_class(work.truth, CHECKED)
+    check(head, {FEATURES: theirs[some]}, probabilities[some], "the head")
     served = head
     if not options.shared:
         served = composed(below, head, ours.shape[1])
-        check(served, backbone.prepare(few), probabilities[: len(few)], "the composed model")
+        check(served, backbone.prepare([test.examples[at] for at in some]), probabilities[some], "the composed model")
     return _finish(work, planned, scores, fitted, served, {"cut": at})
 
 
@@ -179,7 +179,8 @@ def _table(work: _Work) -> Result:
     scores = [work.scores(f"all columns and {fitted.candidate.name}", probabilities), *work.plain()]
     clock.step("one model, checked")
     model = tables.table_model(fitted.pipeline, train.columns)
-    check(model, tables.feeds(theirs[:CHECKED], train.columns), probabilities[:CHECKED], "the model")
+    some = of_every_class(work.truth, CHECKED)
+    check(model, tables.feeds(theirs[some], train.columns), probabilities[some], "the model")
     return _finish(work, planned, scores, fitted, model, {})
 
 

@@ -16,7 +16,7 @@ from models.transfer import backbones, baselines, heads, pipeline
 from models.transfer.backbone import CutError, cut, cut_point
 from models.transfer.backbones import Backbone
 from models.transfer.command import main
-from models.transfer.compose import ComposeError, check, composed, head_model
+from models.transfer.compose import ComposeError, check, composed, head_model, of_every_class
 from models.transfer.data import Column, Dataset, Example
 from models.transfer.evaluate import Scores
 from models.transfer.features import extract
@@ -205,6 +205,33 @@ def test_a_model_that_answers_otherwise_is_found_out() -> None:
     expected = fitted.pipeline.predict_proba(features[:8])
     with pytest.raises(ComposeError, match="the head does not answer as its pieces do"):
         check(head, {"features": features[8:16]}, expected, "the head")
+
+
+def test_what_is_checked_is_of_every_class() -> None:
+    """From all over, whatever the order; of many classes one each."""
+    labels = np.repeat(np.array([2, 0, 1]), [100, 3, 40])
+    some = of_every_class(labels, 32)
+    assert np.bincount(labels[some]).tolist() == [3, 10, 10]
+    assert some.tolist()[:5] == [100, 101, 102, 103, 107]
+    assert (some.max(), some[-1]) == (142, 99)
+    assert len(set(some.tolist())) == len(some)
+    many = of_every_class(np.arange(100) % 50, 32)
+    assert len(set((many % 50).tolist())) == len(many) == 32
+    assert of_every_class(np.array([0]), 32).tolist() == [0]
+
+
+def test_the_finished_model_is_asked_about_every_class(
+    tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Test data lies there by classes."""
+    photographs(tmp_path / "many", 200)
+    asked: list[Any] = []
+    monkeypatch.setattr(pipeline, "check", lambda *given: asked.append(given[2]))
+    report = tmp_path / "report"
+    transfer(Options(tmp_path / "many", "light", tmp_path / "repository", "tiny", head="logistic", report=report))
+    assert len(asked) == 2
+    for expected in asked:
+        assert sorted(set(expected.argmax(axis=1).tolist())) == [0, 1]
 
 
 def test_a_table_with_its_preparation_is_one_model() -> None:
