@@ -122,7 +122,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--split-column", default="", metavar="COLUMN", help="a column that says train, val or test")
     add("--leave-out", action="append", default=[], metavar="COLUMN", help="a column not to learn from (repeatable)")
     add("--head", default="auto", choices=("auto", *KINDS), help="the head [auto: chosen by cross-validation]")
-    add("--weighted", action="store_true", help="rare classes count as much as frequent ones")
+    add(
+        "--weighted",
+        action="store_true",
+        help="rare classes count as much as frequent ones, so they are said more often",
+    )
     add("--cut", default="", metavar="TENSOR", help="where to cut the network [before its last classifier]")
     add("--seed", type=int, default=0, help="of splits and heads [0]")
     add("--slo-ms", type=float, default=200.0, help="the objective of the served model, milliseconds [200]")

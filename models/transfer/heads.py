@@ -2,6 +2,9 @@
 
 Every head scales its features first. Where a head has no probabilities of its own, they are made by a sigmoid per class
 that is fitted to cross-validated scores (J. Platt, 1999).
+
+Weighted, every class counts as much as any other, however many examples it has: in fitting, in calibration and in the
+choice. Probabilities are then those of a world in which all classes are equally frequent.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import numpy.typing as npt
 # Of networks FP32; of tables whatever the first step of the pipeline takes.
 Features = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
 # Of each part of a cross-validation: the rows to learn from, the other rows.
 Folds = Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
 
@@ -36,17 +40,20 @@ class Candidate:
 
     kind: str
     setting: str
-    make: Callable[[int, bool], Any]
+    make: Callable[[int], Any]
     least: int = 2
     each: int = 1
+    weighs: bool = True
 
     @property
     def name(self) -> str:
         return f"{self.kind} ({self.setting})"
 
-    def unfit(self, rows: int, least: int, each: int) -> str:
+    def unfit(self, rows: int, least: int, each: int, weighted: bool) -> str:
         """Why it cannot learn from `rows` examples, of which cross-validation leaves at least `least`, and `each` of
         every class; empty if it can."""
+        if weighted and not self.weighs:
+            return "it cannot weigh its examples (--weighted)"
         if self.kind == "neighbours" and rows > MOST_NEIGHBOUR_ROWS:
             return f"it keeps every example, {MOST_NEIGHBOUR_ROWS} at most, and there are {rows}"
         if each < self.each:
@@ -67,30 +74,28 @@ class Fitted:
     notes: tuple[str, ...] = ()
 
 
-def _logistic(strength: float) -> Callable[[int, bool], Any]:
-    def make(seed: int, weighted: bool) -> Any:
+def _logistic(strength: float) -> Callable[[int], Any]:
+    def make(seed: int) -> Any:
         from sklearn.linear_model import LogisticRegression
 
-        weight = "balanced" if weighted else None
-        return LogisticRegression(C=strength, max_iter=2000, class_weight=weight, random_state=seed)
+        return LogisticRegression(C=strength, max_iter=2000, random_state=seed)
 
     return make
 
 
-def _svm(strength: float) -> Callable[[int, bool], Any]:
-    def make(seed: int, weighted: bool) -> Any:
+def _svm(strength: float) -> Callable[[int], Any]:
+    def make(seed: int) -> Any:
         from sklearn.calibration import CalibratedClassifierCV
         from sklearn.svm import LinearSVC
 
-        weight = "balanced" if weighted else None
-        machine = LinearSVC(C=strength, class_weight=weight, random_state=seed, max_iter=5000)
+        machine = LinearSVC(C=strength, random_state=seed, max_iter=5000)
         return CalibratedClassifierCV(machine, method="sigmoid", cv=CALIBRATION_FOLDS, ensemble=False)
 
     return make
 
 
-def _neighbours(count: int) -> Callable[[int, bool], Any]:
-    def make(_seed: int, _weighted: bool) -> Any:
+def _neighbours(count: int) -> Callable[[int], Any]:
+    def make(_seed: int) -> Any:
         from sklearn.neighbors import KNeighborsClassifier
 
         return KNeighborsClassifier(count)
@@ -98,8 +103,8 @@ def _neighbours(count: int) -> Callable[[int, bool], Any]:
     return make
 
 
-def _perceptron(width: int) -> Callable[[int, bool], Any]:
-    def make(seed: int, _weighted: bool) -> Any:
+def _perceptron(width: int) -> Callable[[int], Any]:
+    def make(seed: int) -> Any:
         from sklearn.neural_network import MLPClassifier
 
         return MLPClassifier((width,), alpha=1e-2, early_stopping=True, max_iter=300, random_state=seed)
@@ -110,7 +115,7 @@ def _perceptron(width: int) -> Callable[[int, bool], Any]:
 CANDIDATES: tuple[Candidate, ...] = (
     *(Candidate("logistic", f"C {c:g}", _logistic(c)) for c in (0.001, 0.01, 0.1)),
     *(Candidate("svm", f"C {c:g}", _svm(c), each=CALIBRATION_FOLDS) for c in (1e-5, 1e-4)),
-    Candidate("neighbours", "5", _neighbours(5), least=5),
+    Candidate("neighbours", "5", _neighbours(5), least=5, weighs=False),
     # A tenth of the examples says when to stop, and must be two at least; one of each class does not divide.
     Candidate("perceptron", "128 wide", _perceptron(128), least=20, each=2),
 )
@@ -133,12 +138,14 @@ def fit(
     if not chosen:
         raise HeadError(f"there is no head '{kind}'; expected auto, {', '.join(KINDS)}")
     folds = _folds(labels, groups, seed)
-    chosen, unfit = _suitable(chosen, labels, folds)
+    chosen, unfit = _suitable(chosen, labels, folds, weighted)
     if not chosen:
         raise HeadError(f"{'; '.join(unfit)}; add examples, or choose another head")
-    scores = {c.name: _log_loss(_pipeline(c, seed, weighted, scale), features, labels, folds) for c in chosen}
+    weights = _weights(labels) if weighted else None
+    scores = {c.name: _log_loss(_pipeline(c, seed, scale), features, labels, weights, folds) for c in chosen}
     best = min(chosen, key=lambda c: scores[c.name])
-    pipeline = _pipeline(best, seed, weighted, scale).fit(features, labels)
+    pipeline = _pipeline(best, seed, scale)
+    pipeline.fit(features, labels, **_weighing(pipeline, weights))
     return Fitted(best, pipeline, scores, tuple(f"{reason}: left out" for reason in unfit))
 
 
@@ -163,28 +170,42 @@ def _folds(labels: Labels, groups: Labels | None, seed: int) -> Folds:
     return folds
 
 
-def _suitable(chosen: Sequence[Candidate], labels: Labels, folds: Folds) -> tuple[list[Candidate], list[str]]:
+def _suitable(
+    chosen: Sequence[Candidate], labels: Labels, folds: Folds, weighted: bool
+) -> tuple[list[Candidate], list[str]]:
     """Those that there is enough data for, and why the others are none."""
     counts = [np.bincount(labels[rows], minlength=int(labels.max()) + 1) for rows, _ in folds]
     least, each = min(int(count.sum()) for count in counts), min(int(count.min()) for count in counts)
-    reasons = {c: c.unfit(len(labels), least, each) for c in chosen}
+    reasons = {c: c.unfit(len(labels), least, each, weighted) for c in chosen}
     said = dict.fromkeys(f"the head '{c.kind}' does not suit: {reason}" for c, reason in reasons.items() if reason)
     return [c for c, reason in reasons.items() if not reason], list(said)
 
 
-def _pipeline(candidate: Candidate, seed: int, weighted: bool, scale: Any) -> Any:
+def _weights(labels: Labels) -> Weights:
+    """With which all classes weigh the same, and all examples together as much as without."""
+    counts = np.bincount(labels)
+    return (len(labels) / (len(counts) * counts))[labels]
+
+
+def _weighing(pipeline: Any, weights: Weights | None) -> dict[str, Weights]:
+    """How the last step of a pipeline is told weights."""
+    return {} if weights is None else {f"{pipeline.steps[-1][0]}__sample_weight": weights}
+
+
+def _pipeline(candidate: Candidate, seed: int, scale: Any) -> Any:
     from sklearn.base import clone
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     first = StandardScaler() if scale is None else clone(scale)
-    return make_pipeline(first, candidate.make(seed, weighted))
+    return make_pipeline(first, candidate.make(seed))
 
 
-def _log_loss(pipeline: Any, features: Features, labels: Labels, folds: Folds) -> float:
+def _log_loss(pipeline: Any, features: Features, labels: Labels, weights: Weights | None, folds: Folds) -> float:
     """Cross-validated: it asks for probabilities that are right, not only for the right class."""
     from sklearn.metrics import log_loss
     from sklearn.model_selection import cross_val_predict
 
-    predicted = cross_val_predict(pipeline, features, labels, cv=folds, method="predict_proba")
-    return float(log_loss(labels, predicted, labels=np.arange(predicted.shape[1])))
+    told = _weighing(pipeline, weights)
+    predicted = cross_val_predict(pipeline, features, labels, cv=folds, method="predict_proba", params=told)
+    return float(log_loss(labels, predicted, labels=np.arange(predicted.shape[1]), sample_weight=weights))

@@ -136,9 +136,52 @@ def test_every_head_learns_and_becomes_a_model_that_answers_alike(kind: str) -> 
 
 def test_the_best_of_all_heads_is_chosen_by_cross_validation() -> None:
     features, labels = blobs()
-    fitted = fit(features, labels, "auto", seed=0, weighted=True)
+    fitted = fit(features, labels, "auto", seed=0, weighted=False)
     assert fitted.scores[fitted.candidate.name] == min(fitted.scores.values())
     assert len(fitted.scores) == 7
+    assert not fitted.notes
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "neighbours"])
+def test_weighted_heads_take_rare_classes_as_seriously_as_frequent_ones(kind: str) -> None:
+    """Two clouds that overlap, one of them with a twentieth of the examples: asked from half-way between, either is as
+    likely; what is said of each is right as often."""
+    rng = np.random.default_rng(0)
+
+    def clouds(frequent: int, rare: int) -> tuple[Any, Any]:
+        labels = np.repeat([0, 1], [frequent, rare])
+        return (rng.standard_normal((len(labels), 4)) + labels[:, None]).astype(np.float32), labels
+
+    features, labels = clouds(1900, 100)
+    asked, truth = clouds(1000, 1000)
+    recall = {}
+    for weighted in (False, True):
+        fitted = fit(features, labels, kind, 0, weighted)
+        said = fitted.pipeline.predict_proba(asked)
+        recall[weighted] = [float((said.argmax(axis=1) == truth)[truth == label].mean()) for label in (0, 1)]
+        half_way = float(fitted.pipeline.predict_proba(np.full((1, 4), 0.5, np.float32))[0, 1])
+        assert half_way == pytest.approx(0.5 if weighted else 0.05, abs=0.15 if weighted else 0.1)
+    assert recall[False][1] < 0.5
+    assert min(recall[True]) > 0.75
+
+
+def test_the_choice_is_weighted_as_well() -> None:
+    """The loss of an example of a rare class counts for more: without information it is that of a fair coin."""
+    features = np.random.default_rng(0).standard_normal((200, 2)).astype(np.float32)
+    labels = np.repeat([0, 1], [180, 20])
+    losses = {weighted: fit(features, labels, "logistic", 0, weighted).scores for weighted in (False, True)}
+    coin = -np.log(0.5)
+    assert losses[True]["logistic (C 0.001)"] == pytest.approx(coin, abs=0.05)
+    assert losses[False]["logistic (C 0.001)"] == pytest.approx(-0.9 * np.log(0.9) - 0.1 * np.log(0.1), abs=0.05)
+
+
+def test_heads_that_cannot_weigh_are_left_out() -> None:
+    features, labels = blobs()
+    assert "the head 'neighbours' does not suit: it cannot weigh its examples (--weighted): left out" in (
+        fit(features, labels, "auto", 0, True).notes
+    )
+    with pytest.raises(HeadError, match="'neighbours' does not suit: it cannot weigh"):
+        fit(features, labels, "neighbours", 0, True)
 
 
 def test_what_no_head_can_be_fitted_to() -> None:
