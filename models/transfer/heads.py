@@ -164,7 +164,10 @@ def _folds(labels: Labels, groups: Labels | None, seed: int) -> Folds:
     if least < 2:
         raise HeadError(f"a class has {least} training examples{different}; two are the least to choose a head by")
     parts = StratifiedKFold(min(FOLDS, least), shuffle=True, random_state=seed)
-    folds = [tuple(np.flatnonzero(np.isin(group, part)) for part in both) for both in parts.split(rarest, rarest)]
+    folds = [
+        (np.flatnonzero(np.isin(group, learned)), np.flatnonzero(np.isin(group, asked)))
+        for learned, asked in parts.split(rarest, rarest)
+    ]
     if any(len(np.unique(labels[rows])) < len(counts) for rows, _ in folds):
         raise HeadError(f"a class has too few training examples{different} to choose a head by; add some")
     return folds

@@ -16,9 +16,9 @@ from models.transfer.backbones import Backbone
 from models.transfer.data import Column
 from models.transfer.options import Options
 from models.transfer.tables import order
+from models.zoo.fetch import sha256
 from models.zoo.publish import LABELS, PROVENANCE, Entry, PublishError, check_publishable, publish, publish_version
 from service.config.graph import model_file
-from service.config.heads import file_digest
 from service.repository.layout import scan_model
 
 MAX_BATCH = 32
@@ -58,7 +58,7 @@ class Publication:
         if found.error is not None:
             raise PublishError(f"{there}: is to be shared and cannot be served: {found.error}; {advice}")
         newest = found.versions[-1]
-        if file_digest(model_file(newest.model_path)) != self.facts["backbone_sha256"]:
+        if sha256(model_file(newest.model_path)) != self.facts["backbone_sha256"]:
             raise PublishError(f"{newest.directory}: is not the '{name}' that the head is made for; {advice}")
 
     def publish(self, model: onnx.ModelProto, facts: Mapping[str, Any], card: str) -> Path:
