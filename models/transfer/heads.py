@@ -10,6 +10,7 @@ choice. Probabilities are then those of a world in which all classes are equally
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,23 @@ import numpy.typing as npt
 Features = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
+Make = Callable[[int, int], Any]
 # Of each part of a cross-validation: the rows to learn from, the other rows.
 Folds = Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
 
 FOLDS = 4
+# Of many examples each half says enough about a head.
+MANY = 20_000
+FOLDS_OF_MANY = 2
 CALIBRATION_FOLDS = 3
 # Neighbours keep every training row: beyond this a head is no longer small.
 MOST_NEIGHBOUR_ROWS = 20_000
+
+
+# Of a perceptron: steps in a round, if its batches are not to be smaller or larger than that.
+STEPS = 50
+SMALLEST_BATCH = 16
+LARGEST_BATCH = 300
 
 
 class HeadError(Exception):
@@ -35,12 +46,12 @@ class HeadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A head that may be chosen: `make` builds it unfitted. It learns from `least` examples or more, `each` of each
-    class."""
+    """A head that may be chosen: `make` builds it unfitted, of a seed and a number of examples. To learn from it needs
+    `least` of them, `each` of each class."""
 
     kind: str
     setting: str
-    make: Callable[[int], Any]
+    make: Make
     least: int = 2
     each: int = 1
     weighs: bool = True
@@ -74,8 +85,8 @@ class Fitted:
     notes: tuple[str, ...] = ()
 
 
-def _logistic(strength: float) -> Callable[[int], Any]:
-    def make(seed: int) -> Any:
+def _logistic(strength: float) -> Make:
+    def make(seed: int, _rows: int) -> Any:
         from sklearn.linear_model import LogisticRegression
 
         return LogisticRegression(C=strength, max_iter=2000, random_state=seed)
@@ -83,8 +94,8 @@ def _logistic(strength: float) -> Callable[[int], Any]:
     return make
 
 
-def _svm(strength: float) -> Callable[[int], Any]:
-    def make(seed: int) -> Any:
+def _svm(strength: float) -> Make:
+    def make(seed: int, _rows: int) -> Any:
         from sklearn.calibration import CalibratedClassifierCV
         from sklearn.svm import LinearSVC
 
@@ -94,8 +105,8 @@ def _svm(strength: float) -> Callable[[int], Any]:
     return make
 
 
-def _neighbours(count: int) -> Callable[[int], Any]:
-    def make(_seed: int) -> Any:
+def _neighbours(count: int) -> Make:
+    def make(_seed: int, _rows: int) -> Any:
         from sklearn.neighbors import KNeighborsClassifier
 
         return KNeighborsClassifier(count)
@@ -103,11 +114,15 @@ def _neighbours(count: int) -> Callable[[int], Any]:
     return make
 
 
-def _perceptron(width: int) -> Callable[[int], Any]:
-    def make(seed: int) -> Any:
+def _perceptron(width: int) -> Make:
+    def make(seed: int, rows: int) -> Any:
         from sklearn.neural_network import MLPClassifier
 
-        return MLPClassifier((width,), alpha=1e-2, early_stopping=True, max_iter=300, random_state=seed)
+        # It stops when a dozen rounds did not help, which is too soon where a round has but a few steps.
+        batch = min(max(rows // STEPS, SMALLEST_BATCH), LARGEST_BATCH)
+        return MLPClassifier(
+            (width,), alpha=1e-2, batch_size=batch, early_stopping=True, max_iter=100, random_state=seed
+        )
 
     return make
 
@@ -142,11 +157,21 @@ def fit(
     if not chosen:
         raise HeadError(f"{'; '.join(unfit)}; add examples, or choose another head")
     weights = _weights(labels) if weighted else None
-    scores = {c.name: _log_loss(_pipeline(c, seed, scale), features, labels, weights, folds) for c in chosen}
-    best = min(chosen, key=lambda c: scores[c.name])
-    pipeline = _pipeline(best, seed, scale)
-    pipeline.fit(features, labels, **_weighing(pipeline, weights))
+    pipelines = {c: _pipeline(c, seed, len(labels), scale) for c in chosen}
+    with _one_thread():
+        scores = {c.name: _log_loss(p, features, labels, weights, folds) for c, p in pipelines.items()}
+        best = min(chosen, key=lambda c: scores[c.name])
+        pipeline = pipelines[best].fit(features, labels, **_weighing(pipelines[best], weights))
     return Fitted(best, pipeline, scores, tuple(f"{reason}: left out" for reason in unfit))
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    """For products of small matrices: several threads gain nothing there, and beside other work each waits for one that
+    does not run (a perceptron took five times as long)."""
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
+    return limits
 
 
 def _folds(labels: Labels, groups: Labels | None, seed: int) -> Folds:
@@ -163,7 +188,8 @@ def _folds(labels: Labels, groups: Labels | None, seed: int) -> Folds:
     different = "" if groups is None else " that differ"
     if least < 2:
         raise HeadError(f"a class has {least} training examples{different}; two are the least to choose a head by")
-    parts = StratifiedKFold(min(FOLDS, least), shuffle=True, random_state=seed)
+    most = FOLDS if len(labels) <= MANY else FOLDS_OF_MANY
+    parts = StratifiedKFold(min(most, least), shuffle=True, random_state=seed)
     folds = [
         (np.flatnonzero(np.isin(group, learned)), np.flatnonzero(np.isin(group, asked)))
         for learned, asked in parts.split(rarest, rarest)
@@ -195,13 +221,13 @@ def _weighing(pipeline: Any, weights: Weights | None) -> dict[str, Weights]:
     return {} if weights is None else {f"{pipeline.steps[-1][0]}__sample_weight": weights}
 
 
-def _pipeline(candidate: Candidate, seed: int, scale: Any) -> Any:
+def _pipeline(candidate: Candidate, seed: int, rows: int, scale: Any) -> Any:
     from sklearn.base import clone
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     first = StandardScaler() if scale is None else clone(scale)
-    return make_pipeline(first, candidate.make(seed))
+    return make_pipeline(first, candidate.make(seed, rows))
 
 
 def _log_loss(pipeline: Any, features: Features, labels: Labels, weights: Weights | None, folds: Folds) -> float:

@@ -175,6 +175,19 @@ def test_the_choice_is_weighted_as_well() -> None:
     assert losses[False]["logistic (C 0.001)"] == pytest.approx(-0.9 * np.log(0.9) - 0.1 * np.log(0.1), abs=0.05)
 
 
+def test_what_is_said_of_a_rare_class_counts_as_much_in_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.dummy import DummyClassifier
+
+    class Sure(DummyClassifier):  # type: ignore[misc]
+        def predict_proba(self, features: Any) -> Any:
+            return np.tile([0.9, 0.1], (len(features), 1))
+
+    monkeypatch.setattr(heads, "CANDIDATES", (heads.Candidate("logistic", "sure", lambda *_: Sure()),))
+    features, labels = np.zeros((200, 2), np.float32), np.repeat([0, 1], [180, 20])
+    losses = [fit(features, labels, "auto", 0, weighted).scores["logistic (sure)"] for weighted in (False, True)]
+    assert losses == pytest.approx([share * -np.log(0.9) + (1 - share) * -np.log(0.1) for share in (0.9, 0.5)])
+
+
 def test_heads_that_cannot_weigh_are_left_out() -> None:
     features, labels = blobs()
     assert "the head 'neighbours' does not suit: it cannot weigh its examples (--weighted): left out" in (
@@ -225,6 +238,34 @@ def test_heads_that_there_is_too_little_for_are_left_out(classes: int) -> None:
     for kind in ("svm", "perceptron"):
         with pytest.raises(HeadError, match=f"the head '{kind}' does not suit: it needs .*; add examples, or choose"):
             fit(features, labels, kind, 0, False)
+
+
+def test_large_data_takes_fewer_fits_and_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two parts instead of four, and one thread for products of matrices, whatever else the machine does."""
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_info
+
+    threads: list[set[int]] = []
+
+    class Watched(LogisticRegression):  # type: ignore[misc]
+        def fit(self, *given: Any, **more: Any) -> Any:
+            threads.append({pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"})
+            return super().fit(*given, **more)
+
+    monkeypatch.setattr(heads, "CANDIDATES", (heads.Candidate("logistic", "watched", lambda *_: Watched()),))
+    monkeypatch.setattr(heads, "MANY", 100)
+    features, labels = blobs(120)
+    fit(features[:100], labels[:100], "auto", 0, False)
+    assert len(threads) == 4 + 1
+    fit(features, labels, "auto", 0, False)
+    assert len(threads) == 5 + 2 + 1
+    assert all(found == {1} for found in threads)
+
+
+@pytest.mark.parametrize(("rows", "batch"), [(20, 16), (800, 16), (5000, 100), (1_000_000, 300)])
+def test_a_round_of_the_perceptron_has_some_fifty_steps(rows: int, batch: int) -> None:
+    (perceptron,) = (c for c in heads.CANDIDATES if c.kind == "perceptron")
+    assert perceptron.make(0, rows).batch_size == batch
 
 
 def test_neighbours_of_many_examples_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +335,17 @@ def test_a_table_with_its_preparation_is_one_model() -> None:
     unknown = matrix([Example("new", ("green", None, 1.0), 0, "new"), *examples[:30]], columns)
     check(model, feeds(unknown, columns), fitted.pipeline.predict_proba(unknown), "the model")
     assert [i.name for i in model.graph.input] == ["numbers", "categories"]
+
+
+def test_a_column_that_nothing_is_known_of_does_no_harm() -> None:
+    """As it can be after rows were held out."""
+    columns = (Column("empty", "number"), Column("size", "number"))
+    examples = [Example("", (None, float(n)), n % 2, str(n)) for n in range(20)]
+    rows = matrix(examples, columns)
+    labels = np.array([e.label for e in examples])
+    fitted = fit(rows, labels, "logistic", 0, False, preparation(Dataset("table", ("a", "b"), examples, columns)))
+    asked = matrix([Example("", (5.0, 1.0), 0, ""), *examples], columns)
+    check(table_model(fitted.pipeline, columns), feeds(asked, columns), fitted.pipeline.predict_proba(asked), "it")
 
 
 def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -601,6 +653,17 @@ def test_a_table_is_tested_with_another_file(tmp_path: Path) -> None:
     result = transfer(of_table(tmp_path, split, test=test, split_column="part"))
     assert len(result.scores[0].truth) == 60
     assert any("50 test examples of" in note and "--test names others" in note for note in result.notes)
+
+
+def test_equal_rows_are_not_known_by_heart(tmp_path: Path) -> None:
+    """Chance, ten times over, looks like chance: in the test, and in the choice of a head."""
+    rng = np.random.default_rng(0)
+    rows = [f"{rng.standard_normal():.4f},{'ab'[int(rng.integers(2))]}" for _ in range(80)] * 10
+    (tmp_path / "t.csv").write_text("\n".join(["size,kind", *rows]) + "\n")
+    result = transfer(of_table(tmp_path, tmp_path / "t.csv"))
+    assert result.scores[0].accuracy < 0.8
+    assert result.fitted.scores["neighbours (5)"] > 1
+    assert any("rows equal an earlier one; they may be different cases, so all count" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(
