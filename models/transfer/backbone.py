@@ -61,6 +61,12 @@ def cut(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
     if rank < 2:
         raise CutError(f"'{tensor}' has {rank} dimensions; features have one row for each example")
     inputs = [value.name for value in model.graph.input if value.name not in _initializers(model)]
+    free = _free(info, model) if info is not None else []
+    if free:
+        raise CutError(
+            f"a row of '{tensor}' is as wide as the example is long ({', '.join(free)}); expected as many numbers for "
+            "each: cut behind what makes one row of them, or leave --cut out"
+        )
     below = utils.Extractor(inferred).extract_model(inputs, [tensor])
     # Whatever its rank, a row of features is flat.
     flatten = helper.make_node("Flatten", [tensor], [FEATURES], axis=1)
@@ -73,6 +79,12 @@ def cut(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
     del below.graph.output[:]
     below.graph.output.append(helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["N", None]))
     return below
+
+
+def _free(value: onnx.ValueInfoProto, model: onnx.ModelProto) -> list[str]:
+    """The dimensions of a row that are what an example makes them: those of an input but for the first, by name."""
+    of_inputs = {d.dim_param for v in model.graph.input for d in v.type.tensor_type.shape.dim[1:]} - {""}
+    return sorted({d.dim_param for d in value.type.tensor_type.shape.dim[1:]} & of_inputs)
 
 
 def _rename(names: Sequence[str], old: str, new: str) -> None:

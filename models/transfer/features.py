@@ -39,6 +39,7 @@ def extract(model: bytes, prepare: Prepare, prepared_by: str, examples: Sequence
     missing = list({e.digest: e for e in examples if e.digest not in known}.values())
     if missing:
         session = _session(model)
+        _check_alone(session, prepare, missing)
         with Progress(transient=True) as progress:
             for batch in progress.track(list(_batches(missing)), description="features"):
                 rows = session.run(["features"], prepare(batch))[0]
@@ -46,6 +47,15 @@ def extract(model: bytes, prepare: Prepare, prepared_by: str, examples: Sequence
                 _check_widths(known)
         _write(path, known)
     return np.stack([known[example.digest] for example in examples])
+
+
+def _check_alone(session: Any, prepare: Prepare, examples: Sequence[Example]) -> None:
+    """Where inputs may be of any size, that the shortest example gives as many features as the longest: in a batch all
+    are filled up to the longest of it."""
+    if all(isinstance(size, int) for value in session.get_inputs() for size in value.shape[1:]):
+        return
+    ends = (min(examples, key=lambda e: len(e.content)), max(examples, key=lambda e: len(e.content)))
+    _check_widths({name: session.run(["features"], prepare([e]))[0][0] for name, e in zip("sl", ends, strict=True)})
 
 
 def _check_widths(known: Mapping[str, Floats]) -> None:

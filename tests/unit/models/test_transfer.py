@@ -394,27 +394,42 @@ def test_features_that_are_kept_at_the_same_time_do_not_harm_each_other(
         assert found["digests"].tolist() == ["1"]
 
 
-def test_where_a_row_is_as_wide_as_the_text_is_long_there_is_no_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also if that only shows in a later run, on other texts."""
-    monkeypatch.setenv("ONCLOCK_CACHE", str(tmp_path))
-    words = onnx_models.make_model(
+def test_where_a_row_is_as_wide_as_the_text_is_long_there_is_no_cut() -> None:
+    model = onnx_models.make_model(
         "words",
         [helper.make_node("Tanh", ["x"], ["hidden"])],
         [onnx_models.value("x", "FP32", ["N", "S"])],
         [onnx_models.value("hidden", "FP32", ["N", "S"])],
         {},
     )
-    model = cut(words, "hidden").SerializeToString()
+    with pytest.raises(CutError, match=r"a row of 'hidden' is as wide as the example is long \(S\); expected as many"):
+        cut(model, "hidden")
+
+
+def test_rows_that_turn_out_to_differ_are_no_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the network does not say so: before the batches are computed, or in a later run on other texts."""
+    monkeypatch.setenv("ONCLOCK_CACHE", str(tmp_path))
+    model = onnx_models.make_model(
+        "words",
+        [helper.make_node("Tanh", ["x"], ["features"])],
+        [onnx_models.value("x", "FP32", ["N", "S"])],
+        [onnx_models.value("features", "FP32", ["N", "T"])],
+        {},
+    ).SerializeToString()
+    asked: list[int] = []
 
     def prepare(examples: Any) -> dict[str, Any]:
+        asked.append(len(examples))
         longest = max(len(e.content) for e in examples)
         return {"x": np.stack([np.full(longest, 0.5, np.float32) for _ in examples])}
 
-    extract(model, prepare, "p", [Example("", "abc", 0, "1")])
+    texts = [Example("", "a" * (3 + n % 2), 0, str(n)) for n in range(8)]
     with pytest.raises(CutError, match="3 numbers for one example and 4 for another; expected as many for each"):
-        extract(model, prepare, "p", [Example("", "abcd", 0, "2")])
+        extract(model, prepare, "p", texts)
+    assert asked == [1, 1]
+    extract(model, prepare, "p", texts[::2])
+    with pytest.raises(CutError, match="3 numbers for one example and 4 for another"):
+        extract(model, prepare, "p", texts[1::2])
 
 
 def test_another_preparation_has_another_name() -> None:
