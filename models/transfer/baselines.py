@@ -19,6 +19,7 @@ from models.transfer.backbones import Backbone
 from models.transfer.data import Dataset, Example, decoded
 from models.transfer.evaluate import Scores
 from models.transfer.features import extract
+from models.transfer.heads import one_thread
 
 Labels = npt.NDArray[np.int64]
 
@@ -103,7 +104,8 @@ def plain(train: Dataset, test: Dataset, seed: int) -> Scores:
             return majority(train, test)
         name, pipeline = "the numbers alone", make_pipeline(SimpleImputer(), StandardScaler(), linear)
         given = [_numbers(part.examples, at) for part in (train, test)]
-    pipeline.fit(given[0], labels_of(train.examples))
+    with one_thread():
+        pipeline.fit(given[0], labels_of(train.examples))
     probabilities = _full(pipeline.predict_proba(given[1]), pipeline[-1].classes_, len(train.classes))
     return Scores(name, probabilities.argmax(axis=1), labels_of(test.examples), len(train.classes), probabilities)
 

@@ -68,9 +68,9 @@ class Candidate:
         if self.kind == "neighbours" and rows > MOST_NEIGHBOUR_ROWS:
             return f"it keeps every example, {MOST_NEIGHBOUR_ROWS} at most, and there are {rows}"
         if each < self.each:
-            return f"it needs {self.each} examples of each class at a time in cross-validation, and there are {each}"
+            return f"it needs {self.each} examples of each class at a time in cross-validation, and has {each}"
         if least < self.least:
-            return f"it needs {self.least} examples at a time in cross-validation, and there are {least}"
+            return f"it needs {self.least} examples at a time in cross-validation, and has {least}"
         return ""
 
 
@@ -155,17 +155,17 @@ def fit(
     folds = _folds(labels, groups, seed)
     chosen, unfit = _suitable(chosen, labels, folds, weighted)
     if not chosen:
-        raise HeadError(f"{'; '.join(unfit)}; add examples, or choose another head")
+        raise HeadError(f"{'; '.join(unfit)}; choose another head")
     weights = _weights(labels) if weighted else None
     pipelines = {c: _pipeline(c, seed, len(labels), scale) for c in chosen}
-    with _one_thread():
+    with one_thread():
         scores = {c.name: _log_loss(p, features, labels, weights, folds) for c, p in pipelines.items()}
         best = min(chosen, key=lambda c: scores[c.name])
         pipeline = pipelines[best].fit(features, labels, **_weighing(pipelines[best], weights))
     return Fitted(best, pipeline, scores, tuple(f"{reason}: left out" for reason in unfit))
 
 
-def _one_thread() -> AbstractContextManager[Any]:
+def one_thread() -> AbstractContextManager[Any]:
     """For products of small matrices: several threads gain nothing there, and beside other work each waits for one that
     does not run (a perceptron took five times as long)."""
     from threadpoolctl import threadpool_limits

@@ -236,7 +236,7 @@ def test_heads_that_there_is_too_little_for_are_left_out(classes: int) -> None:
     assert tried == set(KINDS)
     features, labels = blobs(2 * classes, classes)
     for kind in ("svm", "perceptron"):
-        with pytest.raises(HeadError, match=f"the head '{kind}' does not suit: it needs .*; add examples, or choose"):
+        with pytest.raises(HeadError, match=f"the head '{kind}' does not suit: it needs .*; choose another head"):
             fit(features, labels, kind, 0, False)
 
 
@@ -259,6 +259,11 @@ def test_large_data_takes_fewer_fits_and_no_more_threads(monkeypatch: pytest.Mon
     assert len(threads) == 4 + 1
     fit(features, labels, "auto", 0, False)
     assert len(threads) == 5 + 2 + 1
+    monkeypatch.setattr("sklearn.linear_model.LogisticRegression", Watched)
+    rows = [Example("", (float(n),), n % 2, str(n)) for n in range(8)]
+    table = Dataset("table", ("a", "b"), rows, (Column("size", "number"),))
+    baselines.plain(table, table, 0)
+    assert len(threads) == 8 + 1
     assert all(found == {1} for found in threads)
 
 
