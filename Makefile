@@ -6,6 +6,7 @@
 #   make load       a load test against `make serve`; `make load SCENARIO=step` another one
 #   make sim        the scheduler in simulation  make bench        the benchmarks (Linux, two cores)
 #   make bench-gpu  what only a GPU can show
+#   make chart      test the Helm chart (builds helm, which takes minutes once)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,10 +21,10 @@ TESTS ?= tests
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve zoo classify load test lint format types sim bench bench-gpu protos lock image clean
+.PHONY: help serve zoo classify load test lint format types sim bench bench-gpu chart protos lock image clean
 
 help:
-	@sed -n '2,8p' Makefile | sed 's/^# *//'
+	@sed -n '2,9p' Makefile | sed 's/^# *//'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -81,6 +82,10 @@ bench: $(VENV)/.dev
 
 bench-gpu: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run_gpu
+
+chart: $(VENV)/.dev
+	$(BIN)/python -m tests.helm.tools
+	$(BIN)/python -m pytest tests/helm
 
 protos: $(VENV)/.dev
 	PATH="$(abspath $(BIN)):$$PATH" protos/generate.sh

@@ -23,7 +23,16 @@ COMMAND_S = 120.0
 # What `pip install tritonclient[grpc]` gives, at the version that the conformance tests are about.
 CLIENT = "tritonclient[grpc]==2.73.0"
 # Run by CI and by people, too long to be run by a test of their own: only that they exist is checked.
-LONG = ("make test", "make lint types", "make sim", "make bench", "make bench-gpu", "make classify", "make zoo")
+LONG = (
+    "make test",
+    "make lint types",
+    "make sim",
+    "make bench",
+    "make bench-gpu",
+    "make classify",
+    "make zoo",
+    "make chart",
+)
 
 
 def blocks() -> list[tuple[str, str]]:
