@@ -2,7 +2,8 @@
 
     saturation of a device = sum over its models of (rows offered a second x predicted time of a row) / slots
 
-A row's time is that of the batch size with the most rows per second among those that fit the objective. So the figure
+A row's time is that of the batch size with the most rows per second among those that fit the objective twice: a request
+that comes while such a batch runs waits for it and rides in the next. So the figure
 grows with the load also while small batches keep a device busy anyway, which its utilization does not, and beyond 1
 when more is asked for than can be answered: what is refused counts as asked for. It is made to scale by.
 """
@@ -25,11 +26,14 @@ class Demand:
 
 
 def row_ns(latencies: Mapping[int, int], slo_ns: int | None) -> float:
-    """The least time of a row, ns, of batch sizes (rows -> ns of the batch) that fit the objective, or of all of them
-    where none does. 0 when nothing is known."""
+    """The least time of a row, ns, of batch sizes (rows -> ns of the batch) that fit the objective twice; where none
+    does, once; where none does, of all. 0 when nothing is known."""
     known = [(rows, ns) for rows, ns in latencies.items() if ns > 0]
-    fitting = [(rows, ns) for rows, ns in known if slo_ns is None or ns <= slo_ns]
-    return min((ns / rows for rows, ns in fitting or known), default=0.0)
+    for times in (2, 1):
+        fitting = [ns / rows for rows, ns in known if slo_ns is None or times * ns <= slo_ns]
+        if fitting:
+            return min(fitting)
+    return min((ns / rows for rows, ns in known), default=0.0)
 
 
 def saturation(demands: Iterable[Demand], slots: Mapping[str, int]) -> float:

@@ -427,6 +427,8 @@ def test_models_that_break_each_others_promise_are_reported(tmp_path: Path) -> N
     write_model(tmp_path, "easy", onnx_models.mlp(), config=objective)
     write_model(tmp_path, "slow", onnx_models.slow_for(100))
     with running_server(tmp_path, "--cpu-run-slots", "1") as server:
+        # It has been said by then, and read from the log here as well.
+        server.wait_for_log("ready")
         said = [line["detail"] for line in server.log_lines("promises that break each other")]
     assert len(said) == 2
     for detail, name in zip(sorted(said, key=lambda text: "'easy'" not in text), ("easy", "fast"), strict=True):
