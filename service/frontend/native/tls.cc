@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <vector>
 
 namespace onclock {
 namespace {
@@ -115,7 +116,7 @@ int64_t end_of(const TlsContext &context) {
   return int64_t(timegm(&end));
 }
 
-Tls::Tls(const TlsContext &context) : context_(context), ssl_(SSL_new(context.get())), record_(kRecord) {
+Tls::Tls(const TlsContext &context) : context_(context), ssl_(SSL_new(context.get())) {
   if (!ssl_) throw std::bad_alloc();
   BIO *const bio = BIO_new(method());
   if (!bio) {
@@ -182,12 +183,14 @@ ssize_t Tls::read(char *to, size_t room) {
 bool Tls::ready() const { return SSL_is_init_finished(ssl_); }
 
 bool Tls::write(Output &plain, int fd) {
+  // Where pieces of a record are put together; one for each thread that writes, not for each connection.
+  static thread_local char record[kRecord];
   for (;;) {
     if (!send(fd)) return false;
     if (pending() || !plain.pending() || !ready()) return true;
     ERR_clear_error();
     while (plain.pending() && cipher_.size() < kAhead) {
-      const auto [data, size] = plain.next(record_.data(), kRecord);
+      const auto [data, size] = plain.next(record, kRecord);
       if (broken_ || SSL_write(ssl_, data, int(size)) != int(size)) {
         // The other side can take nothing at all: the output has no end.
         ERR_clear_error();

@@ -10,7 +10,6 @@
 
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "output.h"
 
@@ -57,7 +56,6 @@ class Tls {
   size_t in_size_ = 0;
   std::string cipher_;
   size_t sent_ = 0;
-  std::vector<char> record_;
   bool broken_ = false;
 };
 
