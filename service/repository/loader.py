@@ -6,7 +6,8 @@ What was decided without being asked (a batch size, batching switched off) is in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -188,45 +189,27 @@ class Loader:
     ) -> Loaded:
         """A model that is only a head: its session, on the queue of what serves already."""
         backbone = self.find_backbone(reference)
-        # It may be unloaded at any time: not before the head is there, or has failed.
-        loading = object()
-        if not backbone.model.build_on(loading):
-            raise ModelLoadError(f"parameters[backbone]: '{reference.name}' is being unloaded; load it first")
-        try:
-            return self._head_on(backbone, model, version, config_file, reference, graph, path)
-        finally:
-            backbone.model.build_on_no_more(loading)
-
-    def _head_on(
-        self,
-        backbone: Loaded,
-        model: ModelFiles,
-        version: int,
-        config_file: pb.ModelConfig,
-        reference: BackboneReference,
-        graph: Graph,
-        path: Path,
-    ) -> Loaded:
-        assert backbone.graph is not None
-        if reference.sha256:
-            _check_digest(backbone, reference)
-        completed, inputs = complete_head(config_file, model.name, graph, backbone.completed, backbone.graph)
-        config = completed.config
-        head = Head(path, config, inputs, self._devices.cpu)
-        labels = {output: _read_labels(model.directory / file, output) for output, file in config.labels.items()}
-        policy = replace(
-            backbone.model.policy,
-            name=config.name,
-            slo_ns=config.objective.slo_ns,
-            delivery_ns=delivery_ns(config.objective.slo_ns),
-        )
-        metrics = ModelMetrics(config.name, str(version))
-        built = HeadModel(config, version, policy, backbone.model, head, self._runtime, metrics)
-        metrics.state = built.state
-        built.labels = labels
-        built.tracer = self._tracer
-        note = f"a head on '{backbone.model.name}' version {backbone.model.version}"
-        return Loaded(built, completed, [note], 0, False, 0, None, graph, path)
+        with _kept(backbone.model):
+            assert backbone.graph is not None
+            if reference.sha256:
+                _check_digest(backbone, reference)
+            completed, inputs = complete_head(config_file, model.name, graph, backbone.completed, backbone.graph)
+            config = completed.config
+            head = Head(path, config, inputs, self._devices.cpu)
+            labels = {output: _read_labels(model.directory / file, output) for output, file in config.labels.items()}
+            policy = replace(
+                backbone.model.policy,
+                name=config.name,
+                slo_ns=config.objective.slo_ns,
+                delivery_ns=delivery_ns(config.objective.slo_ns),
+            )
+            metrics = ModelMetrics(config.name, str(version))
+            built = HeadModel(config, version, policy, backbone.model, head, self._runtime, metrics)
+            metrics.state = built.state
+            built.labels = labels
+            built.tracer = self._tracer
+            note = f"a head on '{backbone.model.name}' version {backbone.model.version}"
+            return Loaded(built, completed, [note], 0, False, 0, None, graph, path)
 
     def _build(
         self,
@@ -288,6 +271,19 @@ class Loader:
 
 def _no_backbone(reference: BackboneReference) -> Loaded:
     raise ModelLoadError(f"parameters[backbone]: there is no model '{reference.name}' here")
+
+
+@contextlib.contextmanager
+def _kept(backbone: Model) -> Iterator[None]:
+    """Keep a backbone, which may be unloaded at any time, until a head is on it or has failed. Raises `ModelLoadError`
+    when it is too late."""
+    loading = object()
+    if not backbone.build_on(loading):
+        raise ModelLoadError(f"parameters[backbone]: '{backbone.name}' is being unloaded; load it first")
+    try:
+        yield
+    finally:
+        backbone.build_on_no_more(loading)
 
 
 def _check_digest(backbone: Loaded, reference: BackboneReference) -> None:
