@@ -1,9 +1,10 @@
-"""A receiver of OTLP on real ports, by HTTP and by gRPC, that keeps the spans it is sent and may be told to misbehave."""
+"""A receiver of OTLP on real ports, by HTTP and by gRPC: it keeps the spans it is sent and may be told to misbehave."""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
+import trustme
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -101,8 +103,8 @@ class Collector:
 
 
 @contextlib.contextmanager
-def collector() -> Iterator[Collector]:
-    """A receiver on two free ports."""
+def collector(certificate: trustme.LeafCert | None = None) -> Iterator[Collector]:
+    """A receiver on two free ports; with TLS if there is a certificate."""
     collector = Collector()
     collector.answering.set()
 
@@ -121,8 +123,8 @@ def collector() -> Iterator[Collector]:
                 self.end_headers()
                 self.wfile.write(answer)
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """Nothing is logged."""
 
     def export(payload: bytes, context: grpc.ServicerContext) -> bytes:
         if collector.take(payload, dict(context.invocation_metadata())) != 200:
@@ -131,13 +133,22 @@ def collector() -> Iterator[Collector]:
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(context)
+        http.socket = context.wrap_socket(http.socket, server_side=True, do_handshake_on_connect=False)
     threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
     server = grpc.server(ThreadPoolExecutor(4))
     method = grpc.unary_unary_rpc_method_handler(export)
     name = "opentelemetry.proto.collector.trace.v1.TraceService"
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"Export": method}),))
     collector.http_port = http.server_port
-    collector.grpc_port = server.add_insecure_port("127.0.0.1:0")
+    if certificate is None:
+        collector.grpc_port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
+        credentials = grpc.ssl_server_credentials([(certificate.private_key_pem.bytes(), chain)])
+        collector.grpc_port = server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
     try:
         yield collector
