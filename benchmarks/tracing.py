@@ -2,10 +2,11 @@
 
 One server for each way, all at once, on one core; a client on the other keeps requests in flight on four connections,
 with one of the servers after the other. `tiny` is 16 bytes each way (what a call costs), `image` 588 KiB in and as much
-out. `off` has no endpoint. The others send to a receiver on the client's core that reads and forgets: `ratio N` traces
-that share of requests whose client says nothing, `unsampled` and `sampled` follow what each request's `traceparent`
-says. Spans are made and sent by the server's process, so the figures have all of it. The table says how many requests
-were traced for each that was answered: less than 1 at `ratio 1` or `sampled` means that spans were dropped.
+out. `off` has no endpoint; nor has `off, sampled`, though clients send a `traceparent`: what the header itself costs.
+The others send to a receiver on the client's core that reads and forgets: `ratio N` traces that share of requests whose
+client says nothing, `unsampled` and `sampled` follow what each request's `traceparent` says. Spans are made and sent by
+the server's process, so the figures have all of it. The table says how many requests were traced for each that was
+answered: less than 1 at `ratio 1` or `sampled` means that spans were dropped.
 
     python -m benchmarks.tracing [--quick] [--repeats N]
 """
@@ -37,6 +38,7 @@ from tests.support.onnx_models import identity
 # Way -> the ratio, and the flags of the requests' `traceparent` (None: they have none).
 WAYS: dict[str, tuple[str, int | None]] = {
     "off": ("", None),
+    "off, sampled": ("", 1),
     "ratio 0": ("0", None),
     "ratio 0.01": ("0.01", None),
     "ratio 1": ("1", None),

@@ -7,20 +7,23 @@ has it counts as absent, which starts a trace of our own, as the specification a
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # Longest `tracestate` that is passed on, and longest member that stays when it is longer: the specification's numbers.
 MAX_STATE = 512
 MAX_MEMBER = 128
 MAX_MEMBERS = 32
 
-_PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII | re.DOTALL)
+# Ids of zeros only are not valid.
+_PARENT = re.compile(
+    r"([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f][0-9a-f])(-.*)?", re.ASCII | re.DOTALL
+)
 _MEMBER = re.compile(r"[a-z0-9][a-z0-9_\-*/@]{0,255}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]")
-_SAMPLED = 1
+# Hexadecimal digits whose lowest bit is set.
+_SAMPLED = frozenset("13579bdf")
 
 
-@dataclass(frozen=True, slots=True)
-class Parent:
+class Parent(NamedTuple):
     """The caller's span. `trace_id` has 16 bytes, `span_id` 8, neither all zero."""
 
     trace_id: bytes
@@ -28,8 +31,7 @@ class Parent:
     sampled: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RequestTrace:
+class RequestTrace(NamedTuple):
     """A request that is traced: its own span (`span_id`) in a trace, below `parent_id` (empty: it is the first span).
     `state` is the caller's `tracestate`; `method` what was called, such as `ModelInfer`."""
 
@@ -46,9 +48,9 @@ def parse_parent(text: str) -> Parent | None:
     if match is None:
         return None
     version, trace_id, span_id, flags, more = match.groups()
-    if version == "ff" or (version == "00" and more) or not trace_id.strip("0") or not span_id.strip("0"):
+    if version == "ff" or (version == "00" and more):
         return None
-    return Parent(bytes.fromhex(trace_id), bytes.fromhex(span_id), bool(int(flags, 16) & _SAMPLED))
+    return Parent(bytes.fromhex(trace_id), bytes.fromhex(span_id), flags[1] in _SAMPLED)
 
 
 def parse_state(text: str) -> str:

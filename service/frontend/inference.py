@@ -175,8 +175,8 @@ class InferenceHandler:
             model, told = plan.model, traced_request(request)
             # Nobody tells of its end again: an answer that cannot be encoded is one of a batch that was run.
             request.trace = None
-            status = status_of(error)[0].name
-            self._spans.failed(model.name, model.version, told, status, error.reason, str(error), now_ns())
+            code, details, _ = status_of(error)
+            self._spans.failed(model.name, model.version, told, code.name, error.reason, details, now_ns())
         if log.isEnabledFor(logging.DEBUG):
             self._log(request, error.reason, str(error))
 
@@ -196,7 +196,8 @@ class InferenceHandler:
         trace = spans.begin(call.traceparent, call.tracestate, self._method, arrival_ns)
         if trace is not None:
             told = TracedRequest(trace, arrival_ns, call.deadline_ns, 0, 0, b"")
-            spans.failed("", 0, told, status_of(error)[0].name, error.reason, str(error), now_ns())
+            code, details, _ = status_of(error)
+            spans.failed("", 0, told, code.name, error.reason, details, now_ns())
 
     def _log(self, request: InferenceRequest, outcome: str, detail: str) -> None:
         model = request.context[0].model

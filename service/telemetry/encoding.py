@@ -21,14 +21,12 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from service.clock import NEVER_NS, NS_PER_MS
-from service.telemetry.finished import Finished, TracedBatch, TracedFailure, TracedRequest, size_of
+from service.telemetry.finished import MAX_TEXT, Finished, TracedBatch, TracedFailure, TracedRequest, size_of
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.45.0"
 _SERVICE = "inference.GRPCInferenceService"
 # OpenTelemetry's limit on links of a span.
 MAX_LINKS = 128
-# Longest text of an attribute or a status: clients choose some of them.
-_MAX_TEXT = 1024
 _MAX_KNOWN = 1024
 # Of W3C's flags the sampled bit; OTLP adds that it is known whether the parent is elsewhere, and whether it is.
 _SAMPLED, _REMOTE_KNOWN, _REMOTE = 0x1, 0x100, 0x200
@@ -47,7 +45,7 @@ def attribute(key: str, value: str | int | float | bool) -> Any:
         return KeyValue(key=key, value=AnyValue(int_value=value))
     if isinstance(value, float):
         return KeyValue(key=key, value=AnyValue(double_value=value))
-    return KeyValue(key=key, value=AnyValue(string_value=value[:_MAX_TEXT]))
+    return KeyValue(key=key, value=AnyValue(string_value=value[:MAX_TEXT]))
 
 
 class Encoder:
@@ -155,7 +153,7 @@ class Encoder:
         )
         if failure.status in _ERRORS:
             span.status.code = Status.STATUS_CODE_ERROR
-            span.status.message = failure.message[:_MAX_TEXT]
+            span.status.message = failure.message[:MAX_TEXT]
         elif failure.message:
             span.attributes.append(attribute("onclock.message", failure.message))
 

@@ -99,8 +99,11 @@ class Exporter:
         """Have it sent. From any thread."""
         size = size_of(item)
         with self._lock:
+            if self._end_ns:
+                self.counts.shutdown += size
+                return
             # A batch larger than the whole queue fits into an empty one.
-            if (self._size and self._size + size > self._most) or self._end_ns:
+            if self._size and self._size + size > self._most:
                 self.counts.queue_full += size
                 return
             self._waiting.append(item)

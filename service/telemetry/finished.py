@@ -9,6 +9,9 @@ from typing import NamedTuple
 from service.batch import BatchRecord
 from service.trace_context import RequestTrace
 
+# Longest text of an attribute or a status: clients choose some of them.
+MAX_TEXT = 1024
+
 
 class TracedRequest(NamedTuple):
     """A request that was answered. Times are monotonic nanoseconds; `deadline_ns` NEVER_NS: none."""
@@ -21,7 +24,7 @@ class TracedRequest(NamedTuple):
     request_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TracedBatch:
     """The traced requests that a batch has answered."""
 
@@ -31,7 +34,7 @@ class TracedBatch:
     requests: Sequence[TracedRequest]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TracedFailure:
     """A request that was refused, failed or given up. `model` is empty where it is not known. `status` is the name of
     gRPC's status code, `reason` the error's word."""

@@ -18,7 +18,7 @@ from service.batch import BatchRecord
 from service.config.otlp import Destination, TelemetryError
 from service.request import InferenceRequest
 from service.telemetry.exporter import Counts, Exporter
-from service.telemetry.finished import TracedBatch, TracedFailure, TracedRequest
+from service.telemetry.finished import MAX_TEXT, TracedBatch, TracedFailure, TracedRequest
 from service.telemetry.sampling import Allowance, follows, ratio_bound
 from service.trace_context import RequestTrace, parse_parent, parse_state
 
@@ -92,10 +92,15 @@ class SpanTracer:
 
 
 def traced_request(request: InferenceRequest) -> TracedRequest:
-    """What is told of a traced request, without its tensors."""
+    """What is told of a traced request, without its tensors and what else clients can make large."""
     assert request.trace is not None
     return TracedRequest(
-        request.trace, request.arrival_ns, request.deadline_ns, request.rows, request.priority, request.request_id
+        request.trace,
+        request.arrival_ns,
+        request.deadline_ns,
+        request.rows,
+        request.priority,
+        request.request_id[:MAX_TEXT],
     )
 
 

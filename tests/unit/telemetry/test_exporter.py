@@ -175,7 +175,7 @@ def test_what_waits_is_sent_at_the_end(receiver: Collector, kind: str) -> None:
         exporter.put(traced())
     assert len(receiver.spans) == 400
     assert exporter.counts.exported == 100
-    assert exporter.counts.queue_full == 1
+    assert exporter.counts.shutdown == 1
     assert not any(thread.name == "spans" for thread in threading.enumerate())
 
 
