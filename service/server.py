@@ -14,10 +14,12 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 import grpc
 
 from service.clock import NS_PER_MS, NS_PER_S, now_ns
+from service.config.otlp import TelemetryError, find_destination, ignored_variables
 from service.config.settings import Settings
 from service.engine.devices import Devices, find_devices, names
 from service.engine.nvml import GpuMeter
@@ -44,6 +46,7 @@ from service.repository.loader import Loader, LoadOptions
 from service.repository.reaper import Reaper
 from service.repository.repository import LoadProgress, ModelRepository
 from service.state import Phase, ServerState
+from service.telemetry import SpanTracer, make_tracer
 from service.tracing import Tracer, TraceSettings
 
 log = logging.getLogger(__name__)
@@ -55,6 +58,8 @@ _FLUSH_S = 0.5
 _STOP_S = 5.0
 # How long a batch that is running when everybody else is gone may take to end.
 _LAST_BATCH_S = 1.0
+# And how long a collector may take for the last spans.
+_SPANS_S = 2.0
 
 # sysexits.h's EX_TEMPFAIL: nothing is wrong with how the server was started; start it again, perhaps elsewhere.
 EXIT_DEVICE_FAILED = 75
@@ -101,6 +106,9 @@ class Server:
                 settings.trace_log_frequency,
             ),
         )
+        self._spans = _make_spans(settings)
+        spans = self._spans
+        self.registry.spans = lambda: None if spans is None else asdict(spans.counts)
         self._gpus = GpuMeter([gpu.uuid for gpu in self.devices.gpus if gpu.uuid])
         loader = Loader(
             self._runtime,
@@ -112,6 +120,7 @@ class Server:
                 self._gpus.free_bytes,
             ),
             self._tracer,
+            spans,
         )
         self.repository = ModelRepository(settings.model_repository, loader, self.registry)
         self._reaper = Reaper(self.repository.stateful_models)
@@ -133,9 +142,15 @@ class Server:
         )
         regions = Regions(settings.allow_client_shm, settings.max_in_flight_bytes)
         find = regions.find if settings.allow_client_shm else None
-        self._handler = InferenceHandler(self.repository, self.registry, find_region=find, access=access)
+        self._handler = InferenceHandler(self.repository, self.registry, find_region=find, access=access, spans=spans)
         self._stream_handler = InferenceHandler(
-            self.repository, self.registry, gated=False, find_region=find, access=access
+            self.repository,
+            self.registry,
+            gated=False,
+            find_region=find,
+            access=access,
+            spans=spans,
+            method="ModelStreamInfer",
         )
         self._streams = StreamService(
             self._stream_handler,
@@ -143,6 +158,7 @@ class Server:
             max(settings.max_in_flight_bytes, settings.max_streams),
             settings.max_streams + 16 * settings.control_threads,
             access,
+            spans is not None,
         )
         self._ingress = self._make_ingress()
         self._handler.outbox = self._ingress
@@ -211,6 +227,8 @@ class Server:
         self._runtime.start()
         self._reaper.start()
         self._security.start()
+        if self._spans is not None:
+            self._spans.start()
         self._grpc.start()
         self._ingress.start()
         log.info(
@@ -265,6 +283,7 @@ class Server:
                 handler.gate,
                 handler.lull,
                 self._security.access,
+                self._spans is not None,
             )
         return NativeIngress(
             self._grpc,
@@ -279,6 +298,7 @@ class Server:
             settings.max_connections,
             int(settings.idle_timeout_s * NS_PER_S),
             self._security.access,
+            self._spans is not None,
         )
 
     def load(self, progress: LoadProgress, stopping: Callable[[], bool] = lambda: False) -> bool:
@@ -366,6 +386,8 @@ class Server:
         self._ingress.stop(_FLUSH_S, _STOP_S)
         ended = self._runtime.stop(_LAST_BATCH_S)
         self._tracer.close(_FLUSH_S)
+        if self._spans is not None:
+            self._spans.close(_SPANS_S)
         if self._metrics is not None:
             self._metrics.stop()
         self._change_pool.shutdown(wait=False, cancel_futures=True)
@@ -375,6 +397,35 @@ class Server:
         self.state.enter(Phase.STOPPED)
         log.info("stopped")
         return ended
+
+
+def _make_spans(settings: Settings) -> SpanTracer | None:
+    """What traces to the collector that the settings name, or else the environment; None: nobody does. Raises
+    `TelemetryError` only for the settings: a variable for every program of a machine must not keep this one from
+    serving."""
+    try:
+        destination = find_destination(settings.otlp_endpoint, os.environ)
+        if destination is None:
+            return None
+        tracer = make_tracer(destination, settings.trace_sample_ratio, settings.trace_client_limit)
+    except TelemetryError as error:
+        if settings.otlp_endpoint is not None:
+            raise
+        log.warning("no spans are sent", extra={"reason": str(error)})
+        return None
+    log.info(
+        "spans",
+        extra={
+            "collector": str(destination),
+            "protocol": destination.protocol.value,
+            "ratio": settings.trace_sample_ratio,
+            "clients_per_s": settings.trace_client_limit,
+        },
+    )
+    ignored = ignored_variables(os.environ)
+    if ignored:
+        log.warning("variables of OpenTelemetry that mean nothing here", extra={"variables": ", ".join(ignored)})
+    return tracer
 
 
 class StopSignal:
@@ -418,7 +469,7 @@ def run(settings: Settings, progress: LoadProgress) -> int:
     try:
         server = Server(settings, stop.request)
         server.start()
-    except (IngressError, ModelLoadError, PortError, SecurityError) as error:
+    except (IngressError, ModelLoadError, PortError, SecurityError, TelemetryError) as error:
         log.error("cannot start", extra={"reason": str(error)})
         return 1
     code = 0

@@ -17,6 +17,7 @@ ROWS: dict[str, int] = {
     "service.tensor": 0,
     "service.config": 0,
     "service.state": 0,
+    "service.trace_context": 0,
     "service.batch": 1,
     "service.scheduler": 1,
     "service.request": 1,
@@ -25,6 +26,7 @@ ROWS: dict[str, int] = {
     "service.metrics": 2,
     "service.logs": 2,
     "service.tracing": 2,
+    "service.telemetry": 2,
     "service.model": 3,
     "service.sequence_model": 3,
     "service.head_model": 3,
@@ -46,7 +48,9 @@ WITHIN_ROW = {
 HOMES: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("service.engine",),
     "prometheus_client": ("service.metrics",),
-    "grpc": ("service.frontend", "service.server"),
+    # The server and, to collectors, a client.
+    "grpc": ("service.frontend", "service.server", "service.telemetry.sender"),
+    "opentelemetry": ("service.telemetry",),
     "grpc_health": ("service.frontend",),
     "grpc_reflection": ("service.frontend",),
     "matplotlib": ("service.simulation", "service.cli"),

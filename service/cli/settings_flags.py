@@ -64,6 +64,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "trace_rate",
         "trace_count",
         "trace_log_frequency",
+        "otlp_endpoint",
+        "trace_sample_ratio",
+        "trace_client_limit",
     ),
 }
 
@@ -72,6 +75,7 @@ _PLACEHOLDERS = {
     "profile_cache": "DIR",
     "trace_file": "FILE",
     "load_model": "NAME",
+    "otlp_endpoint": "URL",
     "host": "ADDRESS",
     "metrics_host": "ADDRESS",
     "tls_certificate": "FILE",

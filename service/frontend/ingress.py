@@ -26,7 +26,7 @@ from grpc._cython import cygrpc
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
 from service.errors import InvalidRequest, QueueFull, ServiceError
 from service.frontend.access import Access
-from service.frontend.call import NO_LULL, Lull, UnaryHandler
+from service.frontend.call import NO_LULL, Lull, UnaryHandler, trace_headers
 from service.frontend.certificates import Certificates
 from service.frontend.status import as_service_error, status_of
 
@@ -65,7 +65,18 @@ class CoreCall:
     `answered` is told, on the ingress thread, when the transport has done with an answer.
     """
 
-    __slots__ = ("_answered", "_call", "_lock", "arrival_ns", "caller", "deadline_ns", "on_cancel", "size")
+    __slots__ = (
+        "_answered",
+        "_call",
+        "_lock",
+        "arrival_ns",
+        "caller",
+        "deadline_ns",
+        "on_cancel",
+        "size",
+        "traceparent",
+        "tracestate",
+    )
 
     def __init__(
         self, lock: threading.Lock, call: Any, deadline_ns: int, answered: Callable[[Any], None], caller: int = 0
@@ -78,6 +89,8 @@ class CoreCall:
         self.deadline_ns = deadline_ns
         self.caller = caller
         self.on_cancel: Callable[[], object] | None = None
+        self.traceparent: str | None = None
+        self.tracestate: str | None = None
 
     def _take(self) -> Any:
         """The core call if it is still to be answered, else None. Whoever takes it answers it."""
@@ -138,8 +151,11 @@ class Ingress:
         gate: Callable[[], ServiceError | None] = lambda: None,
         lull: Callable[[], Lull] = lambda: NO_LULL,
         access: Access | None = None,
+        traced: bool = False,
     ) -> None:
+        """`traced`: calls are told what their metadata says of traces."""
         self._access = access
+        self._traced = traced
         self._server = server
         self._core = check_core(server)
         self._method = method
@@ -260,6 +276,8 @@ class Ingress:
         remaining_s = event.call_details.deadline - time.time()
         deadline_ns = now_ns() + int(remaining_s * NS_PER_S) if remaining_s < _FAR_FUTURE_S else NEVER_NS
         call = CoreCall(self._lock, core_call, deadline_ns, self._on_answered, caller)
+        if self._traced:
+            call.traceparent, call.tracestate = trace_headers(event.invocation_metadata or ())
         self._unfinished += 1
 
         def on_message(message_event: Any) -> None:

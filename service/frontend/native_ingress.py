@@ -87,7 +87,7 @@ class NativeIngress:
     comes could start: if not, arrivals are read now and then and handed over together, at the latest when `flush`
     says that a batch was answered. `unseen` is what the share is told. Connections beyond `max_connections` are closed
     at once, those without a call for `idle_ns` (0: never) are ended. With `access`, calls without a key for them
-    are refused before their message is read.
+    are refused before their message is read. `traced`: calls are told what their metadata says of traces.
     """
 
     kind = "native"
@@ -106,6 +106,7 @@ class NativeIngress:
         max_connections: int = 10_000,
         idle_ns: int = 0,
         access: Access | None = None,
+        traced: bool = False,
     ) -> None:
         self._server = server
         self._method = method
@@ -118,6 +119,7 @@ class NativeIngress:
         self._max_connections = max_connections
         self._idle_ns = idle_ns
         self._access = access
+        self._traced = traced
         self._unseen = unseen or QueueFull("the server is overloaded", NS_PER_MS)
         self._endpoint: Endpoint
         self._refused: Counter[str] = Counter()
@@ -150,6 +152,7 @@ class NativeIngress:
             self._idle_ns,
             explain(self._unseen),
             explain,
+            self._traced,
         )
         if certificates is not None:
             certificates.use(self._endpoint.secure)

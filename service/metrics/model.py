@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from service.clock import NS_PER_MS, NS_PER_S, now_ns
 from service.metrics.buckets import DURATION_BOUNDS_NS, RATIO_BOUNDS, ROWS_BOUNDS, SLACK_BOUNDS_NS
 from service.metrics.saturation import Demand
-from service.metrics.shard import WINDOW_STEP_NS, WINDOW_STEPS, BatchTally, ModelShard, Tally, Totals
+from service.metrics.shard import WINDOW_STEP_NS, WINDOW_STEPS, BatchTally, Exemplar, ModelShard, Tally, Totals
 from service.metrics.statistics import BatchStatistics, ModelStatistics, StatisticDuration
 
 # What is asked for is looked at over the last fifteen seconds, in whole steps: as often as Kubernetes looks.
@@ -67,6 +67,7 @@ class ShardSum:
     batch_tallies: dict[int, BatchTally] = field(default_factory=dict)
     failures: dict[str, Tally] = field(default_factory=dict)
     refusals: dict[str, Tally] = field(default_factory=dict)
+    exemplars: dict[str, list[Exemplar | None]] = field(default_factory=dict)
 
 
 class ModelMetrics:
@@ -178,7 +179,20 @@ def add_up(shards: Sequence[ModelShard]) -> ShardSum:
             result.batch_tallies[rows] = BatchTally(*(a + b for a, b in zip(before, tally, strict=True)))
         _add_tallies(result.failures, shard.failures.copy())
         _add_tallies(result.refusals, shard.refusals.copy())
+        _add_exemplars(result.exemplars, shard.exemplars)
     return result
+
+
+def _add_exemplars(into: dict[str, list[Exemplar | None]], more: dict[str, list[Exemplar | None]]) -> None:
+    for histogram, cells in more.items():
+        known = into.get(histogram) or [None] * len(cells)
+        into[histogram] = [_newer(a, b) for a, b in zip(known, cells.copy(), strict=True)]
+
+
+def _newer(a: Exemplar | None, b: Exemplar | None) -> Exemplar | None:
+    if a is None or b is None:
+        return a or b
+    return a if a.at_ns > b.at_ns else b
 
 
 def _add_tallies(into: dict[str, Tally], more: dict[str, Tally]) -> None:

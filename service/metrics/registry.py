@@ -23,10 +23,12 @@ from service.metrics.catalogue import MODEL_FAMILIES, ModelView
 from service.metrics.exposition import header_lines, label_text, sample_line
 from service.metrics.gpu import Reading, gpu_lines
 from service.metrics.model import ModelMetrics
+from service.metrics.openmetrics import openmetrics_lines
 from service.metrics.saturation import saturation
 
 # Models handled between two pauses: about a millisecond of work, a fraction of the interpreter's switch interval.
 _MODELS_PER_TURN = 32
+_LINES_PER_TURN = 4096
 # Any sleep makes the interpreter available to others; the shortest that the kernel honours is enough.
 _TURN_S = 50e-6
 
@@ -51,6 +53,7 @@ _RELOADS_HELP = "Changes of certificates and API keys while serving: used, or fa
 _TURNED_AWAY_HELP = "Connections that were closed at once, since there were max_connections"
 _END_HELP = "When the server's certificate ends, seconds since 1970"
 _SATURATION_HELP = "What was asked for in the last 15 s over what the busiest device could answer within the objectives"
+_TRACED_HELP = "Requests that were traced, by what became of their spans"
 _HEALTHY_HELP = "0 = the device is broken or hangs, and the server is ending to be replaced"
 
 
@@ -87,6 +90,8 @@ class MetricsRegistry:
         self.connections: Callable[[], tuple[int, int] | None] = lambda: None
         # When the server's certificate ends, seconds since 1970; None without one.
         self.certificate_end_s: Callable[[], int | None] = lambda: None
+        # What became of traced requests: result -> how many; None: nothing is traced.
+        self.spans: Callable[[], Mapping[str, int] | None] = lambda: None
         # What was read again ("certificate", "keys") -> changes that could be used, and that could not.
         self._reloads: dict[str, list[int]] = {}
         self._process = CollectorRegistry()
@@ -161,8 +166,9 @@ class MetricsRegistry:
             lines.append(sample_line("onclock_certificate_end_timestamp_seconds", "", end_s))
         return lines
 
-    def render(self) -> bytes:
-        """All metrics in the Prometheus text format."""
+    def render(self, openmetrics: bool = False) -> bytes:
+        """All metrics in the Prometheus text format, or in OpenMetrics' with exemplars."""
+        epoch_ns = time.time_ns() - now_ns() if openmetrics else None
         at_ns = self._clock()
         models = self.models()
         with self._lock:
@@ -172,7 +178,7 @@ class MetricsRegistry:
             loads = sorted((model, counts.copy()) for model, counts in {**none, **self._loads}.items())
             reloads = sorted((what, counts.copy()) for what, counts in self._reloads.items())
 
-        views = [_view(metrics, at_ns) for metrics in _in_turns(models)]
+        views = [_view(metrics, at_ns, epoch_ns) for metrics in _in_turns(models)]
         lines: list[str] = []
         for family in MODEL_FAMILIES:
             lines += header_lines(family.name, family.kind, family.documentation)
@@ -209,29 +215,35 @@ class MetricsRegistry:
             for result, count in zip(("used", "failed"), counts, strict=True):
                 labels = label_text([("what", what), ("result", result)])
                 lines.append(sample_line("onclock_security_changes_total", labels, count))
+        lines += header_lines("onclock_traced_requests_total", "counter", _TRACED_HELP)
+        for result, count in (self.spans() or {}).items():
+            lines.append(sample_line("onclock_traced_requests_total", label_text([("result", result)]), count))
         lines += header_lines("onclock_build_info", "gauge", "Version of the server; always 1")
         lines.append(
             sample_line("onclock_build_info", label_text([("version", importlib.metadata.version("onclock"))]), 1)
         )
         for metric in self._process.collect():
             lines += _process_lines(metric)
+        if openmetrics:
+            lines = list(openmetrics_lines(_in_turns(lines, _LINES_PER_TURN)))
         return ("\n".join(lines) + "\n").encode()
 
 
-def _view(metrics: ModelMetrics, at_ns: int) -> ModelView:
+def _view(metrics: ModelMetrics, at_ns: int, epoch_ns: int | None) -> ModelView:
     return ModelView(
         labels=label_text([("model", metrics.name), ("version", metrics.version)]),
         state=metrics.state(),
         sums=metrics.sum(),
         attainment=metrics.attainment(at_ns),
+        epoch_ns=epoch_ns,
     )
 
 
-def _in_turns(items: Iterable[_T]) -> Iterable[_T]:
+def _in_turns(items: Iterable[_T], each: int = _MODELS_PER_TURN) -> Iterable[_T]:
     """`items`, with a pause after every few that lets other threads run."""
     for number, item in enumerate(items, start=1):
         yield item
-        if number % _MODELS_PER_TURN == 0:
+        if number % each == 0:
             time.sleep(_TURN_S)
 
 

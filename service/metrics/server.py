@@ -21,6 +21,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from service.metrics.exposition import CONTENT_TYPE
+from service.metrics.negotiation import wants_openmetrics
+from service.metrics.openmetrics import CONTENT_TYPE as OPENMETRICS_TYPE
 from service.metrics.registry import MetricsRegistry
 
 # Two Prometheus servers, a person and a probe or two; beyond that the connection is closed.
@@ -166,9 +168,10 @@ class _Handler(BaseHTTPRequestHandler):
         if path != "/metrics":
             self._answer(HTTPStatus.NOT_FOUND, _TEXT, b"not found; metrics are at /metrics\n")
             return
+        openmetrics = wants_openmetrics(",".join(self.headers.get_all("Accept", ())))
         with self.server.render_lock:
-            body = self.server.registry.render()
-        self._answer(HTTPStatus.OK, CONTENT_TYPE, body)
+            body = self.server.registry.render(openmetrics)
+        self._answer(HTTPStatus.OK, OPENMETRICS_TYPE if openmetrics else CONTENT_TYPE, body)
 
     do_HEAD = do_GET  # noqa: N815
 

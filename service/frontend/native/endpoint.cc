@@ -355,6 +355,7 @@ void Endpoint::begin(Stream &stream) {
   stream.call->stream = stream.id;
   stream.call->timeout_ns = stream.timeout_ns;
   stream.call->caller = stream.connection->known.caller.number;
+  stream.call->trace = std::move(stream.trace);
   calls.fetch_add(1, std::memory_order_relaxed);
 }
 

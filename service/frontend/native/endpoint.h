@@ -30,6 +30,7 @@ struct Limits {
   uint32_t max_streams = 0; // concurrent streams of one connection
   long max_connections = 0; // clients' connections
   int64_t idle_ns = 0;      // a connection without streams is closed after that; 0: never
+  bool traced = false;      // calls are told of `traceparent` and `tracestate`
 };
 
 // What a call is told that is refused before its message is read.
@@ -131,6 +132,8 @@ struct Stream {
   int64_t timeout_ns = kNever;
   Encoding encoding = Encoding::kIdentity;
   nghttp2_rcbuf *credentials = nullptr;  // the value of `authorization`, of a call of the served method
+
+  std::unique_ptr<TraceHeaders> trace;   // of a call of the served method
 
   // A call of the served method.
   CallPtr call;

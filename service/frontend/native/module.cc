@@ -153,6 +153,16 @@ PyObject *call_get(PyObject *object, void *which) {
   return PyLong_FromLongLong(self->call->deadline_ns);
 }
 
+int is_parent, is_state;
+
+PyObject *call_trace(PyObject *object, void *which) {
+  const auto &trace = reinterpret_cast<CallObject *>(object)->call->trace;
+  if (!trace) Py_RETURN_NONE;
+  const std::string &text = which == &is_parent ? trace->parent : trace->state;
+  if (text.empty()) Py_RETURN_NONE;
+  return PyUnicode_DecodeLatin1(text.data(), Py_ssize_t(text.size()), nullptr);
+}
+
 PyObject *call_encoding(PyObject *object, void *) {
   switch (reinterpret_cast<CallObject *>(object)->call->encoding) {
     case Encoding::kGzip: return PyUnicode_FromString("gzip");
@@ -172,6 +182,8 @@ PyGetSetDef call_properties[] = {
     {"arrival_ns", call_get, nullptr, "When the message was complete, ns, monotonic.", &is_arrival},
     {"deadline_ns", call_get, nullptr, "The client's deadline, ns, monotonic; 2**63 - 1: none.", nullptr},
     {"caller", call_get, nullptr, "Who asks: the number given with their key; 0: nobody known.", &is_caller},
+    {"traceparent", call_trace, nullptr, "The header of that name, or None.", &is_parent},
+    {"tracestate", call_trace, nullptr, "The header of that name, or None.", &is_state},
     {"encoding", call_encoding, nullptr, "How the message is compressed: None, 'gzip' or 'deflate'.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 PyType_Slot call_slots[] = {{Py_tp_dealloc, reinterpret_cast<void *>(call_dealloc)},
@@ -188,21 +200,24 @@ PyType_Spec call_spec = {"service.frontend._native.Call", sizeof(CallObject), 0,
 
 PyObject *endpoint_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
   static const char *names[] = {"listeners",   "method",          "upstream", "max_message", "max_bytes", "max_calls",
-                                "max_streams", "max_connections", "idle_ns",  "unseen",      "explain",   nullptr};
+                                "max_streams", "max_connections", "idle_ns",  "unseen",      "explain",   "traced",
+                                nullptr};
   PyObject *listeners, *explain;
   const char *method, *upstream, *details, *pushback;
   Py_ssize_t max_message, max_bytes;
   Limits limits;
   long long idle_ns;
   Refusal unseen;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!ssnnlIlL(iss)O", const_cast<char **>(names), &PyList_Type, &listeners,
+  int traced = 0;
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!ssnnlIlL(iss)O|p", const_cast<char **>(names), &PyList_Type, &listeners,
                                    &method, &upstream, &max_message, &max_bytes, &limits.max_calls, &limits.max_streams,
                                    &limits.max_connections, &idle_ns,
-                                   &unseen.status, &details, &pushback, &explain))
+                                   &unseen.status, &details, &pushback, &explain, &traced))
     return nullptr;
   limits.max_message = size_t(max_message);
   limits.max_bytes = size_t(max_bytes);
   limits.idle_ns = idle_ns;
+  limits.traced = traced;
   unseen.details = details;
   unseen.pushback = pushback;
   std::vector<int> fds;

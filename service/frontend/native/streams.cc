@@ -64,6 +64,14 @@ int on_begin_headers(nghttp2_session *session, const nghttp2_frame *frame, void 
   return 0;
 }
 
+// Headers of one name are one list.
+void join(Stream &stream, std::string TraceHeaders::*which, const nghttp2_vec &text) {
+  if (!stream.trace) stream.trace = std::make_unique<TraceHeaders>();
+  std::string &value = (*stream.trace).*which;
+  if (!value.empty()) value += ',';
+  value.append(reinterpret_cast<const char *>(text.base), text.len);
+}
+
 int on_header(nghttp2_session *session, const nghttp2_frame *frame, nghttp2_rcbuf *name, nghttp2_rcbuf *value, uint8_t,
               void *user) {
   if (frame->hd.type != NGHTTP2_HEADERS || frame->headers.cat != NGHTTP2_HCAT_REQUEST) return 0;
@@ -93,6 +101,9 @@ int on_header(nghttp2_session *session, const nghttp2_frame *frame, nghttp2_rcbu
     if (equals(key, "authorization") && !stream->credentials) {
       nghttp2_rcbuf_incref(value);
       stream->credentials = value;
+    } else if (connection_of(user).endpoint.limits.traced) {
+      if (equals(key, "traceparent")) join(*stream, &TraceHeaders::parent, text);
+      else if (equals(key, "tracestate")) join(*stream, &TraceHeaders::state, text);
     }
   } else {
     nghttp2_rcbuf_incref(name);

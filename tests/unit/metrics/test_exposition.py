@@ -54,6 +54,7 @@ def busy() -> MetricsRegistry:
         [Request(arrival_ns=90 * NS_PER_MS, rows=2), Request(97 * NS_PER_MS, deadline_ns=110 * NS_PER_MS, rows=3)],
     )
     other.record_batch(batch(200, rows=1), [Request(200 * NS_PER_MS)])
+    registry.spans = lambda: {"exported": 3}
     other.record_refusal("overloaded", 0, 1)
     other.record_refusal("expired", 0, 1)
     other.record_failure("out_of_memory", 0, 1)
