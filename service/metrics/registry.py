@@ -91,6 +91,11 @@ class MetricsRegistry:
         with self._lock:
             self._devices[DeviceInfo(device, provider, slots)] = None
 
+    def devices(self) -> list[tuple[DeviceInfo, bool]]:
+        """The devices that models run on, and whether each is whole."""
+        with self._lock:
+            return [(info, info.device not in self._failed_devices) for info in self._devices]
+
     def device_failed(self, device: str) -> None:
         """Show that `device` is broken for good."""
         with self._lock:
