@@ -135,8 +135,8 @@ class Settings(BaseSettings):
     )
     status_attainment: float = Field(
         0.99,
-        gt=0,
-        lt=1,
+        ge=0.01,
+        le=0.9999,
         description="Share of requests to be answered in time for the status page to call a promise kept.",
     )
     metrics_tls: bool = Field(

@@ -141,7 +141,7 @@ def model(view: ModelView) -> dict[str, Any]:
         "in_time_per_s": _round(minute.in_time / _MINUTE_S),
         "attainment": _share(minute.attainment),
         "attainment_5m": _share(view.attainment_5m),
-        "latency_ms": [_round(latency_ms(share, counts)) for share in (0.5, 0.95, 0.99)],
+        "latency_ms": [_round(latency_ms(share, counts, view.slo_ns)) for share in (0.5, 0.95, 0.99)],
         "queue_ms": _round(mean_ms(counts.queue_ns, counts.requests)),
         "compute_ms": _round(mean_ms(counts.compute_ns, counts.requests)),
         "broken": _broken(minute),

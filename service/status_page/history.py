@@ -62,15 +62,17 @@ class History:
         self._steps: deque[tuple[int, Window]] = deque(maxlen=WINDOW_STEPS)
         self._points: deque[Point] = deque(maxlen=KEPT_STEPS)
 
-    def observe(self, step: int, source: object, counts: Counts, offered: int, in_time: int) -> None:
-        """At the end of `step`, later than any before, `source` has counted `counts` since its load; `offered` and
-        `in_time` are those of the step alone."""
+    def observe(
+        self, step: int, source: object, counts: Counts, offered: int, in_time: int, slo_ns: int | None = None
+    ) -> None:
+        """At the end of `step`, later than any before, `source`, with this objective, has counted `counts` since its
+        load; `offered` and `in_time` are those of the step alone."""
         before = self._before if source is self._source else NO_COUNTS
         self._source, self._before = source, counts
         window = Window(offered, in_time, difference(counts, before))
         if offered or window.counts.requests or window.counts.refusals or window.counts.failures:
             self._steps.append((step, window))
-            self._points.append(_point(step, window))
+            self._points.append(_point(step, window, slo_ns))
 
     def window(self, last: int, steps: int) -> Window:
         """The `steps` steps (at most `WINDOW_STEPS`) up to and with `last`."""
@@ -95,10 +97,18 @@ class History:
         return [known.get(step) or Point(step, 0, 0, None, None, None, None) for step in steps]
 
 
-def latency_ms(share: float, counts: Counts) -> float | None:
-    """A quantile of the time from arrival to answer, ms; None when nothing was answered."""
+def latency_ms(share: float, counts: Counts, slo_ns: int | None = None) -> float | None:
+    """A quantile of the time from arrival to answer, ms; None when nothing was answered.
+
+    How many answers were late is known exactly, and no deadline is later than the objective. So where that many were in
+    time the quantile is within the objective, whatever the cells leave open.
+    """
     found = quantile(share, counts.request_cells, DURATION_BOUNDS_NS)
-    return None if found is None else found / NS_PER_MS
+    if found is None:
+        return None
+    if slo_ns is not None and counts.late <= (1 - share) * counts.requests:
+        found = min(found, slo_ns)
+    return found / NS_PER_MS
 
 
 def mean_ms(ns: int, count: int) -> float | None:
@@ -107,14 +117,14 @@ def mean_ms(ns: int, count: int) -> float | None:
     return None if mean is None else mean / NS_PER_MS
 
 
-def _point(step: int, window: Window) -> Point:
+def _point(step: int, window: Window, slo_ns: int | None) -> Point:
     counts = window.counts
     return Point(
         step,
         window.offered,
         window.in_time,
-        latency_ms(0.5, counts),
-        latency_ms(0.99, counts),
+        latency_ms(0.5, counts, slo_ns),
+        latency_ms(0.99, counts, slo_ns),
         mean_ms(counts.queue_ns, counts.requests),
         mean_ms(counts.compute_ns, counts.requests),
     )

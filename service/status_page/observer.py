@@ -134,7 +134,8 @@ class Observer:
             counts = counts_of(metrics.sum())
         offered, in_time = metrics.ended(step)
         self._known[key] = (source.serial, now, counts)
-        self._histories.setdefault(key, History()).observe(step, source.serial, counts, offered, in_time)
+        history = self._histories.setdefault(key, History())
+        history.observe(step, source.serial, counts, offered, in_time, source.policy.slo_ns)
 
     def _encoded(self, at_ns: int) -> bytes:
         """The answer in pieces: no piece is encoded for longer than other threads may wait."""

@@ -53,6 +53,8 @@ HEADLINES: Mapping[Level, str] = {
     Level.FAILED: "A model failed to load",
     Level.BREACHING: "Breaching the promise",
 }
+# Nobody needs to look.
+_FINE = frozenset({Level.OFF, Level.IDLE, Level.KEEPING})
 SEVERITY: Mapping[Level, int] = {level: number for number, level in enumerate(Level)}
 
 
@@ -110,7 +112,7 @@ def overall(phase: str, failure: str, verdicts: Iterable[tuple[str, Verdict]]) -
     worst = max((SEVERITY[verdict.level] for _, verdict in every), default=SEVERITY[Level.OFF])
     level = next(level for level in Level if SEVERITY[level] == worst)
     named = [(name, verdict) for name, verdict in every if verdict.level is level]
-    if phase == "starting" and level in (Level.OFF, Level.IDLE, Level.KEEPING, Level.LOADING):
+    if phase == "starting" and (level in _FINE or level is Level.LOADING):
         return Verdict(Level.LOADING, "", "The server is starting: models are being loaded.")
     match level:
         case Level.OFF:
@@ -123,8 +125,12 @@ def overall(phase: str, failure: str, verdicts: Iterable[tuple[str, Verdict]]) -
         case Level.LOADING:
             return Verdict(Level.LOADING, "", f"{many(len(named), 'model')} loading; the others keep their promise.")
     name, first = named[0]
-    others = f", and {len(named) - 1} more" if len(named) > 1 else ""
-    return Verdict(level, first.cause, f"{name}{others}: {first.cause}." if first.cause else f"{name}{others}.")
+    text = f"{name}, and {len(named) - 1} more" if len(named) > 1 else name
+    if level is not Level.FAILED and first.cause:
+        text += f": {first.cause}"
+    if len(named) < len(every) and all(v.level in _FINE for _, v in every if v.level is not level):
+        text += ". The others keep their promise"
+    return Verdict(level, first.cause, f"{text}.")
 
 
 def _promise(facts: Facts) -> str:

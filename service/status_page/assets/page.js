@@ -127,6 +127,8 @@ class Chart {
     (paths || []).forEach((d, i) => attribute(this.paths[i], "d", d));
   }
 }
+// A line is not drawn along the axis where nothing goes on.
+const active = (values) => values.map((v, i) => (v || values[i - 1] || values[i + 1] ? v : null));
 const most = (...lists) => Math.max(0, ...lists.flat().filter((value) => value !== null));
 
 // ------------------------------------------------------------------ named figures
@@ -146,13 +148,14 @@ class Figures {
 }
 
 // ------------------------------------------------------------------ one model version
+const narrow = matchMedia("(max-width: 760px)");
 let cards = new Map(), number = 0;
 class Card {
   constructor(model) {
     const id = `model-${++number}`;
     this.name = make("span", "name");
     this.about = make("span", "about");
-    this.icon = make("span");
+    this.icon = make("span", "icon");
     this.level = make("span");
     this.button = make("button", "bar", make("span", "title", this.name, this.about),
       make("span", "chip", this.icon, this.level), make("span", "caret"));
@@ -193,7 +196,8 @@ class Card {
     put(this.about, [model.version === null ? "no version" : `version ${model.version}`, model.state, aim]
       .filter((word) => word !== aim || model.devices.length).join(" · "));
     mark(this.icon, verdict.level);
-    put(this.level, capital(verdict.cause ? `${verdict.level}: ${verdict.cause}` : verdict.level));
+    const cause = verdict.cause.startsWith(verdict.level) ? "" : verdict.cause;
+    put(this.level, capital(cause ? `${verdict.level}: ${cause}` : verdict.cause || verdict.level));
     put(this.why, verdict.text);
     const trouble = verdict.level !== "keeping" && verdict.level !== "idle";
     this.open(this.chosen ?? (history !== null && (few || trouble)));
@@ -207,8 +211,8 @@ class Card {
     const [p50, p95, p99] = model.latency_ms, missed = (share) => share !== null && share < target;
     const late = (ms) => ms !== null && model.slo_ms !== null && ms > model.slo_ms;
     const f = this.figures;
-    f.set("In time, 1 min", percent(model.attainment), missed(model.attainment));
-    f.set("5 min", percent(model.attainment_5m), missed(model.attainment_5m));
+    f.set("Share in time", percent(model.attainment), missed(model.attainment));
+    f.set("over 5 min", percent(model.attainment_5m), missed(model.attainment_5m));
     f.set("Offered", [rate(model.offered_per_s), "/s"]);
     f.set("In time", [rate(model.in_time_per_s), "/s"]);
     f.set("p50", time(p50), late(p50));
@@ -222,7 +226,7 @@ class Card {
     const load = ceiling(most(h.offered_per_s)), last = h.offered_per_s.length - 1;
     this.load.draw(load, grouped(load, load < 10 ? 1 : 0),
       `now ${rate(h.offered_per_s[last])} offered, ${rate(h.in_time_per_s[last])} in time; at most ${rate(most(h.offered_per_s))} offered`,
-      [area(h.offered_per_s, load, h.in_time_per_s), area(h.in_time_per_s, load), line(h.in_time_per_s, load), line(h.offered_per_s, load)]);
+      [area(h.offered_per_s, load, h.in_time_per_s), area(h.in_time_per_s, load), line(active(h.in_time_per_s), load), line(active(h.offered_per_s), load)]);
     const worst = most(h.p99_ms), top = ceiling(Math.max(worst, slo === null ? 0 : Math.min(slo * 1.15, Math.max(worst * 4, slo * 0.01))));
     const objective = slo !== null && slo <= top ? `M0 ${100 - slo / top * 100}H100` : "";
     this.latency.draw(top, inWords(time(top)).replace(/\.0+ /, " "),
@@ -320,7 +324,7 @@ function showDevices(list) {
   });
 }
 function showModels(models) {
-  const before = cards, few = models.length <= 4, list = $("models");
+  const before = cards, few = models.length <= (narrow.matches ? 1 : 4), list = $("models");
   cards = new Map();
   models.forEach((model, i) => {
     const key = JSON.stringify([model.name, model.version]), card = before.get(key) || new Card(model);
