@@ -289,7 +289,7 @@ function show(status) {
   put($("why"), verdict.text);
   mark($("mark"), verdict.level);
   tabIcon(verdict.level);
-  document.title = `${SIGNS[verdict.level]} ${verdict.headline} – onclock`;
+  document.title = `${SIGNS[verdict.level]} ${verdict.headline} · onclock`;
   if (announced !== verdict.level + verdict.cause) {
     announced = verdict.level + verdict.cause;
     put($("announce"), `${verdict.headline}. ${verdict.cause}`);
@@ -344,7 +344,7 @@ function gone(why) {
   put($("gone"), `${why}${last} Still trying.`);
   $("gone").hidden = false;
   put($("fresh"), "No connection");
-  document.title = "✕ No answer – onclock";
+  document.title = "✕ No answer · onclock";
 }
 function back() {
   goneSince = 0;
