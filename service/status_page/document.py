@@ -1,8 +1,8 @@
 """What the page shows, as one JSON value: `/status.json`.
 
-Values in, values out. Times are milliseconds, rates per second over the last minute, shares of 1; what is not known is
-null. Everything that takes judgement is said here in words, so that the page only lays out what it is given. Texts and
-names are as they came, never HTML.
+Values in, values out. Times are milliseconds, of the last minute; rates per second, of the last 15 s; shares of 1; what
+is not known is null. Everything that takes judgement is said here in words, so that the page only lays out what it is
+given. Texts and names are as they came, never HTML.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from typing import Any
 
 from service.clock import NS_PER_MS, NS_PER_S
 from service.metrics.buckets import ROWS_BOUNDS
-from service.metrics.shard import CLIENT_FAULTS, WINDOW_STEP_NS, WINDOW_STEPS
+from service.metrics.shard import CLIENT_FAULTS, WINDOW_STEP_NS
 from service.status_page.causes import broken
 from service.status_page.counts import Counts
 from service.status_page.facts import State
 from service.status_page.history import KEPT_STEPS, NOTHING_ASKED, Point, Window, latency_ms, mean_ms
-from service.status_page.quantiles import ratio
+from service.status_page.quantiles import ratio, rounded
 from service.status_page.verdict import HEADLINES, SEVERITY, Verdict, overall
 
 # Grows when a reader of an earlier one would misunderstand.
 FORMAT = 1
 # A person reads no more, and a page of more would take a browser seconds: the most urgent come first.
 MAX_MODELS = 100
-_MINUTE_S = WINDOW_STEPS * WINDOW_STEP_NS / NS_PER_S
+# The last 15 s, as `DEMAND_STEPS` of the saturation: what goes on now, without the noise of a single step.
+RECENT_STEPS = 3
+_RECENT_S = RECENT_STEPS * WINDOW_STEP_NS / NS_PER_S
 _STEP_S = WINDOW_STEP_NS / NS_PER_S
 
 
@@ -47,6 +49,7 @@ class ModelView:
     scale: float | None = None
     saturation: float = 0.0
     minute: Window = NOTHING_ASKED
+    recent: Window = NOTHING_ASKED
     attainment_5m: float | None = None
     points: Sequence[Point] = ()
 
@@ -80,9 +83,8 @@ class ServerView:
 def head(server: ServerView, models: Sequence[ModelView], devices: Sequence[DeviceView]) -> dict[str, Any]:
     """All but the models; `shown` of them follow, in the order of `urgent_first`."""
     verdict = overall(server.phase, server.failure, [(_title(model), model.verdict) for model in models])
-    minutes = [model.minute for model in models]
-    offered = sum(window.offered for window in minutes)
-    in_time = sum(window.in_time for window in minutes)
+    offered = sum(model.minute.offered for model in models)
+    in_time = sum(model.minute.in_time for model in models)
     return {
         "format": FORMAT,
         "server": {
@@ -94,18 +96,18 @@ def head(server: ServerView, models: Sequence[ModelView], devices: Sequence[Devi
         },
         "step_s": _STEP_S,
         "verdict": _verdict(verdict),
-        "offered_per_s": _round(offered / _MINUTE_S),
-        "in_time_per_s": _round(in_time / _MINUTE_S),
+        "offered_per_s": rounded(sum(model.recent.offered for model in models) / _RECENT_S),
+        "in_time_per_s": rounded(sum(model.recent.in_time for model in models) / _RECENT_S),
         "attainment": _share(ratio(in_time, offered)),
-        "saturation": _round(max((device.saturation for device in devices), default=0.0)),
+        "saturation": rounded(max((device.saturation for device in devices), default=0.0)),
         "devices": [
             {
                 "name": device.name,
                 "provider": device.provider,
                 "slots": device.slots,
                 "healthy": device.healthy,
-                "saturation": _round(device.saturation),
-                "history": [_round(value) for value in device.history],
+                "saturation": rounded(device.saturation),
+                "history": [rounded(value) for value in device.history],
             }
             for device in devices
         ],
@@ -129,24 +131,24 @@ def model(view: ModelView) -> dict[str, Any]:
         "version": None if view.version is None else str(view.version),
         "state": view.state.value,
         "verdict": _verdict(view.verdict),
-        "slo_ms": None if view.slo_ns is None else _round(view.slo_ns / NS_PER_MS),
-        "load_s": None if view.load_ns is None else _round(view.load_ns / NS_PER_S),
+        "slo_ms": None if view.slo_ns is None else rounded(view.slo_ns / NS_PER_MS),
+        "load_s": None if view.load_ns is None else rounded(view.load_ns / NS_PER_S),
         "devices": list(view.devices),
         "instances": view.instances,
         "pending": view.pending_requests,
         "batch_rows_limit": view.batch_rows_limit,
-        "scale": _round(view.scale),
-        "saturation": _round(view.saturation),
-        "offered_per_s": _round(minute.offered / _MINUTE_S),
-        "in_time_per_s": _round(minute.in_time / _MINUTE_S),
+        "scale": rounded(view.scale),
+        "saturation": rounded(view.saturation),
+        "offered_per_s": rounded(view.recent.offered / _RECENT_S),
+        "in_time_per_s": rounded(view.recent.in_time / _RECENT_S),
         "attainment": _share(minute.attainment),
         "attainment_5m": _share(view.attainment_5m),
-        "latency_ms": [_round(latency_ms(share, counts, view.slo_ns)) for share in (0.5, 0.95, 0.99)],
-        "queue_ms": _round(mean_ms(counts.queue_ns, counts.requests)),
-        "compute_ms": _round(mean_ms(counts.compute_ns, counts.requests)),
+        "latency_ms": [rounded(latency_ms(share, counts, view.slo_ns)) for share in (0.5, 0.95, 0.99)],
+        "queue_ms": rounded(mean_ms(counts.queue_ns, counts.requests)),
+        "compute_ms": rounded(mean_ms(counts.compute_ns, counts.requests)),
         "broken": _broken(minute),
         "client_faults": _client_faults(counts),
-        "mean_rows": _round(ratio(counts.batch_rows, counts.batches)),
+        "mean_rows": rounded(ratio(counts.batch_rows, counts.batches)),
         "batches": _batches(counts.batch_cells),
         "history": _history(view.points),
     }
@@ -184,12 +186,12 @@ def _history(points: Sequence[Point]) -> dict[str, list[float | None]] | None:
         return None
     assert len(points) == KEPT_STEPS
     return {
-        "offered_per_s": [_round(point.offered / _STEP_S) for point in points],
-        "in_time_per_s": [_round(point.in_time / _STEP_S) for point in points],
-        "p50_ms": [_round(point.p50_ms) for point in points],
-        "p99_ms": [_round(point.p99_ms) for point in points],
-        "queue_ms": [_round(point.queue_ms) for point in points],
-        "compute_ms": [_round(point.compute_ms) for point in points],
+        "offered_per_s": [round(point.offered / _STEP_S, 1) for point in points],
+        "in_time_per_s": [round(point.in_time / _STEP_S, 1) for point in points],
+        "p50_ms": [point.p50_ms for point in points],
+        "p99_ms": [point.p99_ms for point in points],
+        "queue_ms": [point.queue_ms for point in points],
+        "compute_ms": [point.compute_ms for point in points],
     }
 
 
@@ -204,11 +206,6 @@ def _verdict(verdict: Verdict) -> dict[str, str]:
 
 def _title(view: ModelView) -> str:
     return view.name if view.version is None else f"{view.name} version {view.version}"
-
-
-def _round(value: float | None) -> float | None:
-    """Four digits: more than any chart shows, and half the bytes."""
-    return None if value is None else float(f"{value:.4g}")
 
 
 def _share(value: float | None) -> float | None:

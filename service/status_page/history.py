@@ -18,7 +18,7 @@ from service.clock import NS_PER_MS
 from service.metrics.buckets import DURATION_BOUNDS_NS
 from service.metrics.shard import WINDOW_STEPS
 from service.status_page.counts import NO_COUNTS, Counts, added, difference
-from service.status_page.quantiles import quantile, ratio
+from service.status_page.quantiles import quantile, ratio, rounded
 
 # Five minutes: what somebody who was just called wants to see, and a chart's width in points.
 KEPT_STEPS = 60
@@ -42,7 +42,8 @@ NOTHING_ASKED = Window()
 
 
 class Point(NamedTuple):
-    """One step of a chart; times in ms, None when nothing was answered. `queue_ms` and `compute_ms` are means."""
+    """One step of a chart; times in ms, of four digits, None when nothing was answered. `queue_ms` and `compute_ms` are
+    means."""
 
     step: int
     offered: int
@@ -123,8 +124,8 @@ def _point(step: int, window: Window, slo_ns: int | None) -> Point:
         step,
         window.offered,
         window.in_time,
-        latency_ms(0.5, counts, slo_ns),
-        latency_ms(0.99, counts, slo_ns),
-        mean_ms(counts.queue_ns, counts.requests),
-        mean_ms(counts.compute_ns, counts.requests),
+        rounded(latency_ms(0.5, counts, slo_ns)),
+        rounded(latency_ms(0.99, counts, slo_ns)),
+        rounded(mean_ms(counts.queue_ns, counts.requests)),
+        rounded(mean_ms(counts.compute_ns, counts.requests)),
     )

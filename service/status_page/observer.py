@@ -1,8 +1,8 @@
 """Keeps the last minutes of every model, and says what the page shows: `observe` once a step, `document` when asked.
 
-Promise: what a step costs grows with the models that were busy in it, not with those that are loaded; what a poll costs
-does not grow with the number of people that look, since an answer is made at most once a second and kept. Neither takes
-a lock that a request could wait for, and both let go of the interpreter every few models.
+Promise: what a step costs grows with the models that were busy in it, hardly with those that are loaded. What is made
+for those who look does not grow with their number: an answer is made once a step, or when a state has changed, and
+kept. Neither takes a lock that a request could wait for, and both let go of the interpreter every few models.
 
 An observer runs from the start of the server, watched or not: whoever opens the page in an incident sees how it began.
 """
@@ -14,7 +14,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from service.clock import NS_PER_MS, NS_PER_S, now_ns
@@ -26,19 +26,17 @@ from service.repository.repository import Entry
 from service.repository.version_policy import VersionState
 from service.state import ServerState
 from service.status_page.counts import NO_COUNTS, Counts, counts_of
-from service.status_page.document import DeviceView, ModelView, ServerView, head, model, urgent_first
+from service.status_page.document import RECENT_STEPS, DeviceView, ModelView, ServerView, head, model, urgent_first
 from service.status_page.facts import Facts, State
 from service.status_page.history import KEPT_STEPS, History
 from service.status_page.verdict import judge
 
 # What ended in a step is recorded a little after its end: when the answer has been sent.
 LAG_NS = 250 * NS_PER_MS
-# The last 15 s, as `DEMAND_STEPS` of the saturation.
-RECENT_STEPS = 3
-# How long an answer is given again: states and phases on the page are this old at most.
+# How long an answer is given again unseen: states on the page are this old at most.
 _FRESH_NS = NS_PER_S
 # As the scrape does (`service.metrics.registry`): about a millisecond of work, then others may run.
-_MODELS_PER_TURN = 16
+_MODELS_PER_TURN = 4
 _TURN_S = 50e-6
 
 _T = TypeVar("_T")
@@ -87,6 +85,7 @@ class Observer:
         self._step = self._last_step()
         self._seen_s = wall_s()
         self._answer = b""
+        self._answer_of: object = None
         self._answered_ns: int | None = None
 
     def observe(self) -> None:
@@ -113,13 +112,22 @@ class Observer:
             self._load_history.append(self._loads)
 
     def document(self) -> bytes:
-        """`/status.json`. From memory when it was asked for less than a second ago."""
+        """`/status.json`, from memory while nothing has changed: it is looked for that once a second at most."""
         with self._lock:
             at_ns = self._clock()
             if self._answered_ns is None or at_ns - self._answered_ns >= _FRESH_NS:
-                self._answer = self._encoded(at_ns)
+                entries = self._repository.index()
+                made_of = self._made_of(entries)
+                if made_of != self._answer_of:
+                    self._answer = self._encoded(entries, at_ns)
+                    self._answer_of = made_of
                 self._answered_ns = at_ns
             return self._answer
+
+    def _made_of(self, entries: Sequence[Entry]) -> object:
+        """What an answer depends on; figures change with the step."""
+        states = [(entry.name, entry.version, entry.state, entry.reason, entry.asked) for entry in entries]
+        return (self._step, self._state.phase, self._state.failure, self._registry.devices(), states)
 
     def _last_step(self) -> int:
         return (self._clock() - LAG_NS) // WINDOW_STEP_NS - 1
@@ -137,11 +145,11 @@ class Observer:
         history = self._histories.setdefault(key, History())
         history.observe(step, source.serial, counts, offered, in_time, source.policy.slo_ns)
 
-    def _encoded(self, at_ns: int) -> bytes:
+    def _encoded(self, entries: Sequence[Entry], at_ns: int) -> bytes:
         """The answer in pieces: no piece is encoded for longer than other threads may wait."""
         devices = self._devices()
         lost = frozenset(device.name for device in devices if not device.healthy)
-        views = [self._view(entry, lost) for entry in _in_turns(self._repository.index())]
+        views = [self._view(entry, lost) for entry in _in_turns(entries)]
         server = ServerView(
             self._version,
             self._state.phase.value,
@@ -206,6 +214,7 @@ class Observer:
             scale=facts.scale,
             saturation=saturation,
             minute=minute,
+            recent=facts.recent,
             attainment_5m=history.attainment(self._step, KEPT_STEPS),
             points=history.points(self._step) if history.busy(self._step) else (),
         )

@@ -94,9 +94,14 @@ def judge(facts: Facts, target: float) -> Verdict:
     if 1 - share > HALF * (1 - target):
         return Verdict(Level.AT_RISK, cause, f"{kept}: more than half of what may be lost. {why}".rstrip())
     if facts.saturation >= FULL:
-        text = f"{kept}, but the device is nearly full: saturation {facts.saturation:.2f}."
-        return Verdict(Level.AT_RISK, "nearly saturated", text)
+        return Verdict(Level.AT_RISK, *_full(kept, facts.saturation))
     return _noted(facts, Verdict(Level.KEEPING, "", f"{kept}."))
+
+
+def _full(kept: str, saturation: float) -> tuple[str, str]:
+    if saturation < 1:
+        return "device nearly full", f"{kept}, but the device is nearly full: saturation {saturation:.2f}."
+    return "device full", f"{kept}, but the device is asked for more than it can do: saturation {saturation:.2f}."
 
 
 def overall(phase: str, failure: str, verdicts: Iterable[tuple[str, Verdict]]) -> Verdict:

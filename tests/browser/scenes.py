@@ -110,7 +110,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary, running_browser() as browser:
         directory = Path(temporary)
         repository = directory / "models"
-        write_scene(repository, 20, 20)
+        write_scene(repository, 250, 20)
         with running_server(repository, "--metrics-port", "0", "--profile-budget-ms", "500") as server:
             url = server.metrics_url.replace("/metrics", "/")
 

@@ -242,7 +242,7 @@ def test_a_server_that_ends_and_comes_back(browser: Browser, tmp_path: Path) -> 
         expect(card(page, "m")).to_be_visible()
     gone = page.get_by_role("alert")
     expect(gone).to_contain_text(
-        re.compile(r"The server has not answered since .*What is below is from .*Still trying")
+        re.compile(r"The server has not answered since .*What is below is from then; still trying")
     )
     expect(page.locator("#fresh")).to_have_text("No connection")
     expect(card(page, "m")).to_be_visible()

@@ -40,7 +40,7 @@ function ago(seconds) {
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
   return seconds < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} days`;
 }
-const clock = (ms) => new Date(ms).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const clock = (ms) => new Date(ms).toLocaleTimeString([], { hourCycle: "h23" });
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 // ------------------------------------------------------------------ a shape for each level: colour is never alone
@@ -95,6 +95,12 @@ function area(values, top, floor) {
     const here = i < values.length && values[i] !== null;
     if (here && from < 0) from = i;
     if (here || from < 0) continue;
+    if (i - from === 1) {  // one step alone is as wide as half a step
+      const x = at(values, top)(from).split(" ")[0], y = (n) => 100 - Math.min((n || 0) / top, 1) * 100;
+      path += `M${x} ${y(values[from])}h-0.9V${y(floor ? floor[from] : 0)}h0.9z`;
+      from = -1;
+      continue;
+    }
     const span = Array.from({ length: i - from }, (_, n) => from + n);
     const back = below ? span.reverse().map((n) => `L${below(n)}`).join("") : "";
     const x = (n) => (n / (values.length - 1) * 100).toFixed(2);
@@ -113,7 +119,7 @@ class Chart {
     this.plot = make("div", "plot", this.svg, this.top, this.nothing);
     this.plot.setAttribute("role", "img");
     this.title = title;
-    const words = legend.map(([name, text]) => make("span", "", make("i", name), text));
+    const words = this.words = legend.map(([name, text]) => make("span", "", make("i", name), text));
     this.node = make("div", "chart", make("div", "caption", make("b", "", title), make("div", "legend", ...words)), this.plot,
       make("div", "axis", make("span", "", "5 min ago"), make("span", "", "now")));
     this.node.querySelector(".axis").setAttribute("aria-hidden", "true");
@@ -186,6 +192,7 @@ class Card {
   }
   open(yes) {
     this.body.hidden = !yes;
+    this.node.classList.toggle("open", yes);
     attribute(this.button, "aria-expanded", String(yes));
   }
   show(model, few) {
@@ -228,6 +235,7 @@ class Card {
       `now ${rate(h.offered_per_s[last])} offered, ${rate(h.in_time_per_s[last])} in time; at most ${rate(most(h.offered_per_s))} offered`,
       [area(h.offered_per_s, load, h.in_time_per_s), area(h.in_time_per_s, load), line(active(h.in_time_per_s), load), line(active(h.offered_per_s), load)]);
     const worst = most(h.p99_ms), top = ceiling(Math.max(worst, slo === null ? 0 : Math.min(slo * 1.15, Math.max(worst * 4, slo * 0.01))));
+    this.latency.words[2].hidden = slo === null;
     const objective = slo !== null && slo <= top ? `M0 ${100 - slo / top * 100}H100` : "";
     this.latency.draw(top, inWords(time(top)).replace(/\.0+ /, " "),
       worst ? `p99 at most ${inWords(time(worst))}${slo === null ? "" : `, objective ${inWords(time(slo))}`}` : "nothing was answered",
@@ -340,8 +348,7 @@ function showModels(models) {
 function gone(why) {
   goneSince = goneSince || Date.now();
   document.body.classList.add("is-gone");
-  const last = answeredAt ? ` What is below is from ${clock(answeredAt)}.` : "";
-  put($("gone"), `${why}${last} Still trying.`);
+  put($("gone"), `${why} ${answeredAt ? "What is below is from then; still" : "Still"} trying to reach it.`);
   $("gone").hidden = false;
   put($("fresh"), "No connection");
   document.title = "✕ No answer · onclock";

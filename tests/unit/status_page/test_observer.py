@@ -240,14 +240,21 @@ def test_an_idle_model_is_not_added_up(watched: Watched, monkeypatch: pytest.Mon
     assert added_up == ["busy"]
 
 
-def test_an_answer_is_made_once_a_second_however_many_ask(watched: Watched) -> None:
-    """The same bytes, and new ones when they may have changed."""
-    watched.models.serve(Model("m"))
+def test_an_answer_is_kept_while_nothing_changes(watched: Watched) -> None:
+    """The same bytes for everybody who asks, until the next step, or within a second of a change of state."""
+    entry = watched.models.serve(Model("m"))
     first = watched.observer.document()
+    watched.clock.now_ns += NS_PER_S
+    assert watched.observer.document() is first
+    entry.state = VersionState.UNLOADING
     watched.clock.now_ns += NS_PER_S - 1
     assert watched.observer.document() is first
     watched.clock.now_ns += 1
-    assert watched.observer.document() is not first
+    second = watched.observer.document()
+    assert json.loads(second)["models"][0]["state"] == "retiring"
+    watched.step()
+    watched.clock.now_ns += NS_PER_S
+    assert watched.observer.document() is not second
 
 
 def test_no_more_than_the_most_urgent_are_told(watched: Watched) -> None:

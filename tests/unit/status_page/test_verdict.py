@@ -72,9 +72,11 @@ def test_the_target_is_the_operator_s() -> None:
 
 def test_a_full_device_is_at_risk_before_anything_is_lost() -> None:
     """Saturation warns."""
-    verdict = judge(facts(window(100, 100), saturation=0.93), TARGET)
-    assert (verdict.level, verdict.cause) == (Level.AT_RISK, "nearly saturated")
-    assert "0.93" in verdict.text
+    for saturation, cause in ((0.93, "device nearly full"), (1.3, "device full")):
+        verdict = judge(facts(window(100, 100), saturation=saturation), TARGET)
+        assert (verdict.level, verdict.cause) == (Level.AT_RISK, cause)
+        assert f"saturation {saturation:.2f}" in verdict.text
+    assert judge(facts(window(100, 100), saturation=0.89), TARGET).level is Level.KEEPING
 
 
 @pytest.mark.parametrize(
