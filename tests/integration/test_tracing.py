@@ -63,7 +63,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(root, "identity", onnx_models.identity(), config="max_batch_size: 64\ndynamic_batching {}\n")
     write_model(root, "slow", onnx_models.slow_for(150), config="max_batch_size: 1\n")
     write_model(root, "promised", onnx_models.slow_for(5), config=PROMISED)
-    write_model(root, "hasty", onnx_models.slow_for(30), config=HASTY)
+    write_model(root, "hasty", onnx_models.slow_for(60), config=HASTY)
     write_model(root, "poison", onnx_models.poison())
     return root
 
@@ -211,15 +211,18 @@ def test_requests_that_are_not_answered(client: Client, receiver: Collector) -> 
 
 
 def test_a_request_that_is_refused_behind_others(client: Client, receiver: Collector) -> None:
-    """It is told that the server is overloaded; so does its span."""
-    callers = [Caller() for _ in range(40)]
+    """It is told that the server is overloaded; so does its span. (Some may be refused unread, and have none.)"""
+    callers = [Caller() for _ in range(400)]
     futures = [client.infer_future(request("promised", {"x": X}), metadata=c.metadata) for c in callers]
-    codes = [future.code().name for future in futures]
-    assert {"OK", "UNAVAILABLE"} <= set(codes)
-    refused = callers[codes.index("UNAVAILABLE")]
-    span = one_span(receiver, refused)
-    assert span.attributes["onclock.outcome"] == "overloaded"
-    assert span.attributes["onclock.model.name"] == "promised"
+    codes = {caller.trace_id: future.code().name for caller, future in zip(callers, futures, strict=True)}
+
+    def refused(spans: list[Received]) -> list[Received]:
+        return [s for s in spans if s.trace_id in codes and s.attributes.get("onclock.outcome") == "overloaded"]
+
+    for span in refused(receiver.wait_for(lambda spans: bool(refused(spans)))):
+        assert codes[span.trace_id] == span.attributes["rpc.response.status_code"] == "UNAVAILABLE"
+        assert span.attributes["onclock.model.name"] == "promised"
+        assert span.parent_id in {caller.span_id for caller in callers}
 
 
 def test_a_request_that_is_given_up(client: Client, server: RunningServer, receiver: Collector) -> None:
