@@ -25,7 +25,7 @@ from service.engine.devices import Devices, find_devices, names
 from service.engine.nvml import GpuMeter
 from service.engine.options import share_threads
 from service.engine.runtime import Runtime
-from service.errors import DeviceFailed, ModelLoadError
+from service.errors import DeviceFailed, ModelLoadError, ServiceError
 from service.frontend import native_ingress
 from service.frontend.access import AccessInterceptor
 from service.frontend.admin import Admin
@@ -85,7 +85,11 @@ class Server:
         self.state = ServerState()
         self.registry = MetricsRegistry()
         self._security = Security(
-            settings.tls_files, settings.api_keys, settings.security_poll_secs, self.registry.security_reloaded
+            settings.tls_files,
+            settings.api_keys,
+            settings.security_poll_secs,
+            self.registry.security_reloaded,
+            self.registry.unrouted,
         )
         access = self._security.access
         self.devices: Devices = find_devices(
@@ -125,7 +129,7 @@ class Server:
         self._stream_pool = ThreadPoolExecutor(settings.max_streams, thread_name_prefix="stream")
         self._grpc = grpc.server(
             self._control_pool,
-            interceptors=() if access is None else (AccessInterceptor(access),),
+            interceptors=() if access is None else (AccessInterceptor(access, self.registry.record_unrouted),),
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -174,6 +178,10 @@ class Server:
         register(self._grpc, control, admin, regions, changes, self._change_pool, self._streams, self._stream_pool)
         self.registry.streams = lambda: self._streams.streams
         self.registry.connections = self._ingress.count_connections
+        self.registry.refused = self._ingress.count_refused
+        self.registry.load_failures = self.repository.load_failures
+        for what in self._security.watched():
+            self.registry.security_watched(what)
         certificates = self._security.certificates
         self.registry.certificate_end_s = lambda: None if certificates is None else certificates.end_s
         self._metrics = (
@@ -182,7 +190,7 @@ class Server:
                 settings.metrics_port,
                 self.registry,
                 (lambda: certificates.context) if certificates is not None and settings.metrics_tls else None,
-                None if access is None else access.may_scrape,
+                None if access is None else self._may_scrape,
                 lambda: self.state.ready,
             )
             if settings.metrics_enabled
@@ -244,6 +252,15 @@ class Server:
         self._refuse(self.state.failure)
         self.repository.fail_device(device, DeviceFailed(self.state.failure))
         self._on_failure()
+
+    def _may_scrape(self, credentials: str | None) -> bool:
+        assert self._security.access is not None
+        try:
+            self._security.access.check_scrape(credentials)
+        except ServiceError as error:
+            self.registry.record_unrouted(error.reason)
+            return False
+        return True
 
     def _make_ingress(self) -> Ingress | NativeIngress:
         """What serves `ModelInfer`, as the settings want it. Raises `IngressError`."""

@@ -70,6 +70,10 @@ class Endpoint:
     @property
     def connections(self) -> int: ...
     @property
+    def refused(self) -> dict[str, int]:
+        """Calls that ended here before anybody was handed them, those of `share` apart: reason -> how many."""
+
+    @property
     def turned_away(self) -> int:
         """Connections that were closed at once, since there were `max_connections`."""
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -166,6 +167,7 @@ class Ingress:
         # Changed by the ingress thread only.
         self.calls = 0
         self.bytes = 0
+        self._refused: Counter[str] = Counter()
         # Calls that somebody may still answer, or whose answer is on its way; whether no more of them will come.
         self._unfinished = 0
         self._closing = False
@@ -181,6 +183,10 @@ class Ingress:
     def count_connections(self) -> tuple[int, int] | None:
         """Not known: gRPC's core does not tell."""
         return None
+
+    def count_refused(self) -> Mapping[str, int]:
+        """Calls that were refused before `handler` was asked, by reason; those of `gate` are not among them."""
+        return self._refused.copy()
 
     def open(self, host: str, port: int, certificates: Certificates | None = None) -> int:
         """Listen on a port of `host` (0: any free one), with TLS if there are certificates; which port it is. Raises
@@ -257,6 +263,9 @@ class Ingress:
         self._request_call()
         core_call = event.call
         caller, refusal = self._identify(event)
+        refusal = refusal or self._full()
+        if refusal is not None:
+            self._refused[refusal.reason] += 1
         refusal = refusal or self._refusal()
         if refusal is not None:
             operations = (_SEND_INITIAL_METADATA(None, _NO_FLAGS), _RECEIVE_CLOSE(_NO_FLAGS), _error_status(refusal))
@@ -275,7 +284,9 @@ class Ingress:
             message = message_event.batch_operations[0].message()
             if message is None:
                 # Closed without a message, or with one larger than allowed (the core has answered that one).
-                call.fail(InvalidRequest(f"{self._method} needs exactly one request message"))
+                refusal = InvalidRequest(f"{self._method} needs exactly one request message")
+                self._refused[refusal.reason] += 1
+                call.fail(refusal)
             else:
                 self._dispatch(message, call)
 
@@ -301,7 +312,9 @@ class Ingress:
                 )
             self._handler(message, call)
         except Exception as error:  # noqa: BLE001 - the boundary: the status table answers it, the thread lives on
-            call.fail(as_service_error(error, f"serving {self._method}"))
+            refusal = as_service_error(error, f"serving {self._method}")
+            self._refused[refusal.reason] += 1
+            call.fail(refusal)
 
     def _identify(self, event: Any) -> tuple[int, ServiceError | None]:
         """Who calls, and why they may not."""
@@ -314,11 +327,15 @@ class Ingress:
             return 0, error
         return number, None
 
-    def _refusal(self) -> ServiceError | None:
-        """Why to refuse a call before its message is read, if there is a reason."""
+    def _full(self) -> ServiceError | None:
+        """That there are too many calls, if there are."""
         if self.calls < self._max_calls:
-            try:
-                return self._gate()
-            except Exception as error:  # noqa: BLE001 - the boundary: the status table answers it, the thread lives on
-                return as_service_error(error, f"admitting a call of {self._method}")
+            return None
         return QueueFull(f"Exceeds maximum queue size: {self._max_calls} calls are in progress", NS_PER_MS)
+
+    def _refusal(self) -> ServiceError | None:
+        """Why to refuse a call before its message is read, if the gate has a reason."""
+        try:
+            return self._gate()
+        except Exception as error:  # noqa: BLE001 - the boundary: the status table answers it, the thread lives on
+            return as_service_error(error, f"admitting a call of {self._method}")

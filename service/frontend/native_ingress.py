@@ -19,7 +19,8 @@ import socket
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import grpc
@@ -121,6 +122,7 @@ class NativeIngress:
         self._traced = traced
         self._unseen = unseen or QueueFull("the server is overloaded", NS_PER_MS)
         self._endpoint: Endpoint
+        self._refused: Counter[str] = Counter()
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._thread = threading.Thread(target=self._serve, name="ingress", daemon=True)
 
@@ -180,6 +182,10 @@ class NativeIngress:
         """Connections of clients, and those that were closed at once since there were `max_connections`."""
         return self._endpoint.connections, self._endpoint.turned_away
 
+    def count_refused(self) -> Mapping[str, int]:
+        """Calls that were refused before `handler` was asked, by reason; the share's are not among them."""
+        return self._refused + Counter(self._endpoint.refused)
+
     @property
     def bytes(self) -> int:
         """Bytes of the messages of calls in progress."""
@@ -231,7 +237,9 @@ class NativeIngress:
                     )
             self._handler(message, call)
         except Exception as error:  # noqa: BLE001 - the boundary: the status table answers it, the thread lives on
-            call.fail(as_service_error(error, f"serving {self._method}"))
+            refusal = as_service_error(error, f"serving {self._method}")
+            self._refused[refusal.reason] += 1
+            call.fail(refusal)
 
     def _cancelled(self, call: Call) -> None:
         on_cancel, call.on_cancel = call.on_cancel, None  # it refers back to the call

@@ -6,14 +6,14 @@ that its dashboards and autoscalers work unchanged. What is new has the prefix `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.clock import NS_PER_S, NS_PER_US
 from service.metrics.buckets import DURATION_BOUNDS_NS, RATIO_BOUNDS, ROWS_BOUNDS, SLACK_BOUNDS_NS
 from service.metrics.exposition import exemplar_text, format_number, histogram_lines, label_text, sample_line
 from service.metrics.model import ModelState, ShardSum
-from service.metrics.shard import Totals
+from service.metrics.shard import Tally, Totals
 
 # Triton's four words for why a request failed, and our reasons that mean the same. All others are OTHER.
 TRITON_FAILURE_REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
@@ -29,6 +29,9 @@ _TRITON_REASON = {
     "out_of_memory": "BACKEND",
     "device_failed": "BACKEND",
 }
+# What happens to any model's requests sooner or later.
+_REFUSALS = ("draining", "expired", "overloaded", "queue_full", "unreachable")
+_FAILURES = ("cancelled", "execution", "invalid", "out_of_memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,14 @@ def _triton_failures(view: ModelView) -> Iterable[tuple[str, int]]:
     return counts.items()
 
 
+def _tallies(view: ModelView, tallies: Mapping[str, Tally], usual: Iterable[str]) -> Iterable[tuple[str, int]]:
+    """How many requests each reason had. The `usual` reasons are there from the model's first batch on, so that their
+    first increase is seen; before that they say nothing (see `_histogram`)."""
+    counts = dict.fromkeys(usual, 0) if view.sums.totals.batches else {}
+    counts.update((reason, tally.requests) for reason, tally in tallies.items())
+    return sorted(counts.items())
+
+
 def _optional_seconds(ns: int | None) -> float | None:
     return None if ns is None else _seconds(ns)
 
@@ -213,12 +224,12 @@ MODEL_FAMILIES: tuple[Family, ...] = (
     _by_reason(
         "onclock_refusals_total",
         "Requests refused to keep the promise made to others, or because it can no longer be kept",
-        lambda v: ((reason, tally.requests) for reason, tally in sorted(v.sums.refusals.items())),
+        lambda v: _tallies(v, v.sums.refusals, _REFUSALS),
     ),
     _by_reason(
         "onclock_failures_total",
         "Requests that failed or were cancelled",
-        lambda v: ((reason, tally.requests) for reason, tally in sorted(v.sums.failures.items())),
+        lambda v: _tallies(v, v.sums.failures, _FAILURES),
     ),
     _gauge(
         "onclock_slo_attainment",

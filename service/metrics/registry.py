@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -34,7 +35,20 @@ _TURN_S = 50e-6
 _T = TypeVar("_T")
 
 _CHANGES_HELP = "Changes of models while serving: loaded, or failed to load"
-_UNROUTED_HELP = "Requests that reached no model, by reason: unknown names, undecodable messages, draining"
+_UNROUTED_HELP = "Calls that reached no model, by reason: unknown names, undecodable messages, draining, no key"
+# Those that happen to any server: they are there from the start, so that their first increase is seen.
+_UNROUTED_REASONS = (
+    "draining",
+    "forbidden",
+    "invalid",
+    "not_ready",
+    "queue_full",
+    "unauthenticated",
+    "unknown_model",
+    "unknown_version",
+    "unsupported",
+)
+_LOAD_FAILED_HELP = "1 = the last attempt to load the model, or a version of it, failed; what served before serves on"
 _RELOADS_HELP = "Changes of certificates and API keys while serving: used, or failed (what was in force still is)"
 _TURNED_AWAY_HELP = "Connections that were closed at once, since there were max_connections"
 _END_HELP = "When the server's certificate ends, seconds since 1970"
@@ -61,7 +75,11 @@ class MetricsRegistry:
         self._models: dict[tuple[str, str], ModelMetrics] = {}
         self._devices: dict[DeviceInfo, None] = {}
         self._failed_devices: set[str] = set()
-        self._unrouted: dict[str, int] = {}
+        self._unrouted: dict[str, int] = dict.fromkeys(_UNROUTED_REASONS, 0)
+        # Asked at each scrape for those that others count.
+        self.refused: Callable[[], Mapping[str, int]] = dict
+        # And which models there are, and whether the last attempt to load each failed.
+        self.load_failures: Callable[[], Iterable[tuple[str, bool]]] = tuple
         # Model -> loads that succeeded and that failed, since the start.
         self._loads: dict[str, list[int]] = {}
         # Asked at each scrape what the GPUs are doing.
@@ -106,15 +124,28 @@ class MetricsRegistry:
         with self._lock:
             self._loads.setdefault(model, [0, 0])[0 if succeeded else 1] += 1
 
+    def security_watched(self, what: str) -> None:
+        """Show the changes of certificates or keys, of which there are none yet."""
+        with self._lock:
+            self._reloads.setdefault(what, [0, 0])
+
     def security_reloaded(self, what: str, fine: bool) -> None:
         """Count a change of certificates or keys that is in force, or that could not be used."""
         with self._lock:
             self._reloads.setdefault(what, [0, 0])[0 if fine else 1] += 1
 
     def record_unrouted(self, reason: str) -> None:
-        """Count a request that was answered with an error before a model version was found for it."""
+        """Count a call that was answered with an error before a model version was found for it."""
         with self._lock:
             self._unrouted[reason] = self._unrouted.get(reason, 0) + 1
+
+    def unrouted(self) -> Mapping[str, int]:
+        """Calls that reached no model, by reason."""
+        with self._lock:
+            counts = Counter(self._unrouted)
+        # `update` and not `+`, which leaves zeros out.
+        counts.update(self.refused())
+        return counts
 
     def models(self) -> list[ModelMetrics]:
         """The registered model versions, by name and version."""
@@ -143,8 +174,8 @@ class MetricsRegistry:
         with self._lock:
             devices = list(self._devices)
             broken = self._failed_devices.copy()
-            unrouted = sorted(self._unrouted.items())
-            loads = sorted((model, counts.copy()) for model, counts in self._loads.items())
+            none = {name: [0, 0] for name, _ in self._models}
+            loads = sorted((model, counts.copy()) for model, counts in {**none, **self._loads}.items())
             reloads = sorted((what, counts.copy()) for what, counts in self._reloads.items())
 
         views = [_view(metrics, at_ns, epoch_ns) for metrics in _in_turns(models)]
@@ -154,7 +185,8 @@ class MetricsRegistry:
             for view in _in_turns(views):
                 lines += family.lines(family.name, view)
         lines += header_lines("onclock_unrouted_requests_total", "counter", _UNROUTED_HELP)
-        lines += [sample_line("onclock_unrouted_requests_total", label_text([("reason", r)]), n) for r, n in unrouted]
+        for reason, count in sorted(self.unrouted().items()):
+            lines.append(sample_line("onclock_unrouted_requests_total", label_text([("reason", reason)]), count))
         lines += header_lines("onclock_device_info", "gauge", "Devices that models run on; always 1")
         for info in devices:
             labels = label_text([("device", info.device), ("provider", info.provider)])
@@ -171,6 +203,9 @@ class MetricsRegistry:
             for result, count in zip(("loaded", "failed"), counts, strict=True):
                 labels = label_text([("model", name), ("result", result)])
                 lines.append(sample_line("onclock_model_changes_total", labels, count))
+        lines += header_lines("onclock_model_load_failed", "gauge", _LOAD_FAILED_HELP)
+        for name, failed in _in_turns(self.load_failures()):
+            lines.append(sample_line("onclock_model_load_failed", label_text([("model", name)]), int(failed)))
         lines += gpu_lines(self.gpus())
         lines += header_lines("onclock_streams", "gauge", "Inference streams that are open")
         lines.append(sample_line("onclock_streams", "", self.streams()))

@@ -175,7 +175,9 @@ def test_what_is_served_where(server: RunningServer) -> None:
     for name in ("counted", "poison", "slow", "promised"):
         assert scrape.value("onclock_model_ready", model=name) == 1
         assert scrape.value("onclock_model_load_seconds", model=name) > 0
-    assert not [s for s in scrape.samples if s.labels.get("model") == "broken"]
+        assert scrape.value("onclock_model_load_failed", model=name) == 0
+    broken = [sample for sample in scrape.samples if sample.labels.get("model") == "broken"]
+    assert [(sample.name, sample.value) for sample in broken] == [("onclock_model_load_failed", 1)]
     assert scrape.value("onclock_device_info", device="cpu", provider="CPUExecutionProvider") == 1
     assert scrape.value("onclock_build_info") == 1
     assert scrape.value("process_resident_memory_bytes") > 1e7

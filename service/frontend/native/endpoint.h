@@ -8,7 +8,9 @@
 #include <nghttp2/nghttp2.h>
 #include <pthread.h>
 
+#include <array>
 #include <atomic>
+#include <iterator>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -37,6 +39,12 @@ struct Refusal {
   std::string details;
   std::string pushback;
 };
+
+// Why a call ends here, before Python hears of it. All but kShare, which the models count, are counted by `Endpoint`.
+enum class Why { kShare, kUnauthenticated, kForbidden, kQueueFull, kInvalid, kUnsupported, kOutOfMemory, kControlPlane };
+// Their names in metrics, those of service/errors.py.
+constexpr const char *kWhyNames[] = {"",        "unauthenticated", "forbidden",     "queue_full",
+                                     "invalid", "unsupported",     "out_of_memory", "control_plane"};
 
 struct Polled {
   std::vector<CallPtr> arrived;
@@ -177,13 +185,14 @@ class Endpoint {
   std::atomic<size_t> bytes{0};
   std::atomic<long> connections{0};
   std::atomic<long> turned_away{0};  // connections beyond the limit
+  std::array<std::atomic<long>, std::size(kWhyNames)> refused{};  // calls, by why
   const Limits limits;
   const std::string method;
 
   // What the connections report.
   void arrived(CallPtr call);
   void ended(Stream &stream);
-  void refuse(Stream &stream, int status, std::string details, std::string pushback = "");
+  void refuse(Stream &stream, Why why, int status, std::string details, std::string pushback = "");
   void begin(Stream &stream);
   void relay(Stream &stream);
   void mark(Channel &channel);

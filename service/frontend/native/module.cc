@@ -346,6 +346,17 @@ PyObject *endpoint_turned_away(PyObject *object, void *) {
   return PyLong_FromLong(reinterpret_cast<EndpointObject *>(object)->endpoint->turned_away.load());
 }
 
+PyObject *endpoint_refused(PyObject *object, void *) {
+  const Endpoint &endpoint = *reinterpret_cast<EndpointObject *>(object)->endpoint;
+  PyObject *counts = PyDict_New();
+  for (size_t i = size_t(Why::kShare) + 1; counts && i < endpoint.refused.size(); i++) {
+    PyObject *count = PyLong_FromLong(endpoint.refused[i].load(std::memory_order_relaxed));
+    if (!count || PyDict_SetItemString(counts, kWhyNames[i], count) < 0) Py_CLEAR(counts);
+    Py_XDECREF(count);
+  }
+  return counts;
+}
+
 PyObject *endpoint_calls(PyObject *object, void *) {
   return PyLong_FromLong(reinterpret_cast<EndpointObject *>(object)->endpoint->calls.load());
 }
@@ -365,6 +376,7 @@ PyMethodDef endpoint_methods[] = {
 PyGetSetDef endpoint_properties[] = {{"calls", endpoint_calls, nullptr, "Calls in progress.", nullptr},
                                      {"bytes", endpoint_bytes, nullptr, "Bytes of their messages.", nullptr},
                                      {"connections", endpoint_connections, nullptr, "Clients' connections.", nullptr},
+                                     {"refused", endpoint_refused, nullptr, "Calls that were refused here, unseen: why -> how many.", nullptr},
                                      {"turned_away", endpoint_turned_away, nullptr,
                                       "Connections that were one too many.", nullptr},
                                      {nullptr, nullptr, nullptr, nullptr, nullptr}};
