@@ -166,6 +166,12 @@ class MetricsRegistry:
             lines.append(sample_line("onclock_certificate_end_timestamp_seconds", "", end_s))
         return lines
 
+    def _traced_lines(self) -> list[str]:
+        lines = header_lines("onclock_traced_requests_total", "counter", _TRACED_HELP)
+        for result, count in (self.spans() or {}).items():
+            lines.append(sample_line("onclock_traced_requests_total", label_text([("result", result)]), count))
+        return lines
+
     def render(self, openmetrics: bool = False) -> bytes:
         """All metrics in the Prometheus text format, or in OpenMetrics' with exemplars."""
         epoch_ns = time.time_ns() - now_ns() if openmetrics else None
@@ -198,11 +204,7 @@ class MetricsRegistry:
         lines += header_lines("onclock_device_healthy", "gauge", _HEALTHY_HELP)
         for name in dict.fromkeys([*(info.device for info in devices), *sorted(broken)]):
             lines.append(sample_line("onclock_device_healthy", label_text([("device", name)]), int(name not in broken)))
-        lines += header_lines("onclock_model_changes_total", "counter", _CHANGES_HELP)
-        for name, counts in loads:
-            for result, count in zip(("loaded", "failed"), counts, strict=True):
-                labels = label_text([("model", name), ("result", result)])
-                lines.append(sample_line("onclock_model_changes_total", labels, count))
+        lines += _change_lines(loads)
         lines += header_lines("onclock_model_load_failed", "gauge", _LOAD_FAILED_HELP)
         for name, failed in _in_turns(self.load_failures()):
             lines.append(sample_line("onclock_model_load_failed", label_text([("model", name)]), int(failed)))
@@ -215,9 +217,7 @@ class MetricsRegistry:
             for result, count in zip(("used", "failed"), counts, strict=True):
                 labels = label_text([("what", what), ("result", result)])
                 lines.append(sample_line("onclock_security_changes_total", labels, count))
-        lines += header_lines("onclock_traced_requests_total", "counter", _TRACED_HELP)
-        for result, count in (self.spans() or {}).items():
-            lines.append(sample_line("onclock_traced_requests_total", label_text([("result", result)]), count))
+        lines += self._traced_lines()
         lines += header_lines("onclock_build_info", "gauge", "Version of the server; always 1")
         lines.append(
             sample_line("onclock_build_info", label_text([("version", importlib.metadata.version("onclock"))]), 1)
@@ -227,6 +227,15 @@ class MetricsRegistry:
         if openmetrics:
             lines = list(openmetrics_lines(_in_turns(lines, _LINES_PER_TURN)))
         return ("\n".join(lines) + "\n").encode()
+
+
+def _change_lines(loads: Iterable[tuple[str, list[int]]]) -> list[str]:
+    lines = header_lines("onclock_model_changes_total", "counter", _CHANGES_HELP)
+    for name, counts in loads:
+        for result, count in zip(("loaded", "failed"), counts, strict=True):
+            labels = label_text([("model", name), ("result", result)])
+            lines.append(sample_line("onclock_model_changes_total", labels, count))
+    return lines
 
 
 def _view(metrics: ModelMetrics, at_ns: int, epoch_ns: int | None) -> ModelView:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -31,6 +32,7 @@ from tests.support.server import ROOT, RunningServer, running_server
 from tests.support.stream import Stream, metric, wait_for
 
 X = np.zeros((1, 4), np.float32)
+STEP = {"x": np.zeros((1, 1), np.float32)}
 SERVER_KIND = 2
 UNARY = "inference.GRPCInferenceService/ModelInfer"
 STREAM = "inference.GRPCInferenceService/ModelStreamInfer"
@@ -65,6 +67,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(root, "promised", onnx_models.slow_for(5), config=PROMISED)
     write_model(root, "hasty", onnx_models.slow_for(60), config=HASTY)
     write_model(root, "poison", onnx_models.poison())
+    write_model(root, "backbone", onnx_models.backbone(), config="max_batch_size: 16\ndynamic_batching {}\n")
+    write_model(root, "head", onnx_models.head(), config=onnx_models.HEAD_CONFIG.replace("BACKBONE", "backbone"))
+    write_model(root, "named", onnx_models.named_sequences(), config=onnx_models.NAMED_CONFIG)
     return root
 
 
@@ -265,6 +270,26 @@ def test_streams(server: RunningServer, receiver: Collector) -> None:
     }
     assert ids == {"whole": ["", "a"], "own": ["b"], "quiet": []}
     assert named(spans[own.trace_id], STREAM).parent_id == own.span_id
+
+
+def test_heads_and_steps_have_spans_of_their_own_name(client: Client, receiver: Collector) -> None:
+    """A head's request, run by its backbone; steps of a sequence, the one that must not be run included."""
+    head, first, second, lost = Caller(), Caller(), Caller(), Caller()
+    client.infer(request("head", {"x": np.ones((2, 8), np.float32)}), metadata=head.metadata)
+    started = {"sequence_id": "s", "sequence_start": True}
+    client.infer(request("named", STEP, parameters=started), metadata=first.metadata)
+    client.infer(request("named", STEP, parameters={"sequence_id": "s"}), metadata=second.metadata)
+    with pytest.raises(grpc.RpcError):
+        client.infer(request("named", STEP, parameters={"sequence_id": "nobody"}), metadata=lost.metadata)
+    spans = spans_of(receiver, [head, first, second, lost], 13)
+    for caller, model in ((head, "head"), (first, "named"), (second, "named")):
+        found = spans[caller.trace_id]
+        assert named(found, UNARY).attributes["onclock.model.name"] == model
+        assert named(found, UNARY).attributes["onclock.outcome"] == "ok"
+        assert len(found) == 4
+    (refused,) = spans[lost.trace_id]
+    assert refused.attributes["onclock.outcome"] == "invalid"
+    assert refused.attributes["onclock.model.name"] == "named"
 
 
 def scraped(server: RunningServer, accept: str) -> tuple[str, str]:
