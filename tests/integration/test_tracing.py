@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -31,6 +32,7 @@ from tests.support.server import ROOT, RunningServer, running_server
 from tests.support.stream import Stream, metric, wait_for
 
 X = np.zeros((1, 4), np.float32)
+STEP = {"x": np.zeros((1, 1), np.float32)}
 SERVER_KIND = 2
 UNARY = "inference.GRPCInferenceService/ModelInfer"
 STREAM = "inference.GRPCInferenceService/ModelStreamInfer"
@@ -63,8 +65,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(root, "identity", onnx_models.identity(), config="max_batch_size: 64\ndynamic_batching {}\n")
     write_model(root, "slow", onnx_models.slow_for(150), config="max_batch_size: 1\n")
     write_model(root, "promised", onnx_models.slow_for(5), config=PROMISED)
-    write_model(root, "hasty", onnx_models.slow_for(30), config=HASTY)
+    write_model(root, "hasty", onnx_models.slow_for(60), config=HASTY)
     write_model(root, "poison", onnx_models.poison())
+    write_model(root, "backbone", onnx_models.backbone(), config="max_batch_size: 16\ndynamic_batching {}\n")
+    write_model(root, "head", onnx_models.head(), config=onnx_models.HEAD_CONFIG.replace("BACKBONE", "backbone"))
+    write_model(root, "named", onnx_models.named_sequences(), config=onnx_models.NAMED_CONFIG)
     return root
 
 
@@ -211,15 +216,18 @@ def test_requests_that_are_not_answered(client: Client, receiver: Collector) -> 
 
 
 def test_a_request_that_is_refused_behind_others(client: Client, receiver: Collector) -> None:
-    """It is told that the server is overloaded; so does its span."""
-    callers = [Caller() for _ in range(40)]
+    """It is told that the server is overloaded; so does its span. (Some may be refused unread, and have none.)"""
+    callers = [Caller() for _ in range(400)]
     futures = [client.infer_future(request("promised", {"x": X}), metadata=c.metadata) for c in callers]
-    codes = [future.code().name for future in futures]
-    assert {"OK", "UNAVAILABLE"} <= set(codes)
-    refused = callers[codes.index("UNAVAILABLE")]
-    span = one_span(receiver, refused)
-    assert span.attributes["onclock.outcome"] == "overloaded"
-    assert span.attributes["onclock.model.name"] == "promised"
+    codes = {caller.trace_id: future.code().name for caller, future in zip(callers, futures, strict=True)}
+
+    def refused(spans: list[Received]) -> list[Received]:
+        return [s for s in spans if s.trace_id in codes and s.attributes.get("onclock.outcome") == "overloaded"]
+
+    for span in refused(receiver.wait_for(lambda spans: bool(refused(spans)))):
+        assert codes[span.trace_id] == span.attributes["rpc.response.status_code"] == "UNAVAILABLE"
+        assert span.attributes["onclock.model.name"] == "promised"
+        assert span.parent_id in {caller.span_id for caller in callers}
 
 
 def test_a_request_that_is_given_up(client: Client, server: RunningServer, receiver: Collector) -> None:
@@ -262,6 +270,26 @@ def test_streams(server: RunningServer, receiver: Collector) -> None:
     }
     assert ids == {"whole": ["", "a"], "own": ["b"], "quiet": []}
     assert named(spans[own.trace_id], STREAM).parent_id == own.span_id
+
+
+def test_heads_and_steps_have_spans_of_their_own_name(client: Client, receiver: Collector) -> None:
+    """A head's request, run by its backbone; steps of a sequence, the one that must not be run included."""
+    head, first, second, lost = Caller(), Caller(), Caller(), Caller()
+    client.infer(request("head", {"x": np.ones((2, 8), np.float32)}), metadata=head.metadata)
+    started = {"sequence_id": "s", "sequence_start": True}
+    client.infer(request("named", STEP, parameters=started), metadata=first.metadata)
+    client.infer(request("named", STEP, parameters={"sequence_id": "s"}), metadata=second.metadata)
+    with pytest.raises(grpc.RpcError):
+        client.infer(request("named", STEP, parameters={"sequence_id": "nobody"}), metadata=lost.metadata)
+    spans = spans_of(receiver, [head, first, second, lost], 13)
+    for caller, model in ((head, "head"), (first, "named"), (second, "named")):
+        found = spans[caller.trace_id]
+        assert named(found, UNARY).attributes["onclock.model.name"] == model
+        assert named(found, UNARY).attributes["onclock.outcome"] == "ok"
+        assert len(found) == 4
+    (refused,) = spans[lost.trace_id]
+    assert refused.attributes["onclock.outcome"] == "invalid"
+    assert refused.attributes["onclock.model.name"] == "named"
 
 
 def scraped(server: RunningServer, accept: str) -> tuple[str, str]:
