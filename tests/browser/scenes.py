@@ -82,7 +82,7 @@ def picture(browser: Browser, url: str, name: str, width: str, opened: str = "")
         page = visiting.open()
         if opened:
             expand(page, opened)
-        height = page.evaluate("document.documentElement.scrollHeight")
+        height = page.evaluate("Math.ceil(document.body.getBoundingClientRect().bottom)")
         most = height if width == "wide" else min(height, 3 * viewport["height"])
         page.screenshot(path=path, full_page=True, clip={"x": 0, "y": 0, "width": viewport["width"], "height": most})
     compress(path)
