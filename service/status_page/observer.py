@@ -197,6 +197,7 @@ class Observer:
             minute=minute,
             recent=history.window(self._step, RECENT_STEPS),
             scale=present.scale if present is not None else None,
+            quantile=present.quantile if present is not None else None,
             saturation=saturation,
             lost=tuple(device for device in devices if device in lost),
         )
