@@ -2,14 +2,15 @@
 
     device_failed                                  device lost
     execution, out_of_memory, internal             the model fails
-    unreachable                                    objective too short, or execution slower than profiled
-    overloaded, queue_full, expired, refused       execution slower than profiled; else overload where the device is
-                                                   full; else queueing
-    late                                           execution slower than profiled; else queueing where requests waited
-                                                   longer than they ran; else execution slower than predicted
+    unreachable                                    objective too short
+    overloaded, queue_full, expired, refused       overload where the device is full; else queueing
+    late                                           queueing where requests waited longer than they ran; else execution
+                                                   slower than predicted
     draining                                       stopping
 
-"Slower than profiled" is `scale`: what the latency model has learned about the present speed of the device.
+Whatever could not be done in its time has another cause where the device is not what it was at load: "execution slower
+than profiled" is the latency model's `scale`, the present speed, and "execution unsteady" its `quantile`, the part of
+the capacity that is given up because batches of one size take now longer, now shorter.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from service.status_page.words import duration, many
 
 # Execution this many times as slow as it was measured at load is named as a cause: less is how machines vary.
 SLOW = 1.25
+# The safety factor from which on the spread is named; docs/metrics.md says the same of `onclock_latency_quantile`.
+UNSTEADY = 1.3
 # Saturation from which on a device is full: the load's own spread takes the rest.
 FULL = 0.9
 
@@ -74,11 +77,15 @@ def _too_slow(facts: Facts, kind: str, requests: str) -> tuple[str, str]:
     if facts.scale is not None and facts.scale >= SLOW:
         text = f"{lost}: batches take {facts.scale:.1f} times as long as when the model was loaded."
         return "execution slower than profiled", text
+    full = kind == "overload" and facts.saturation >= FULL
+    if facts.quantile is not None and facts.quantile >= UNSTEADY and not full:
+        text = f"{lost}: batches take now longer, now shorter, so {facts.quantile:.1f} times the usual is allowed for."
+        return "execution unsteady", text
     if kind == "unreachable":
         return "objective too short", f"{lost}: their deadlines are shorter than the model takes, even without a queue."
     if kind == "late":
         return _late(facts, lost)
-    if facts.saturation >= FULL:
+    if full:
         text = f"{lost}: more load than can be answered in time (saturation {facts.saturation:.2f})."
         return "overload", text
     text = (

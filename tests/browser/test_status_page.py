@@ -110,7 +110,7 @@ def test_breaching(server: RunningServer, browser: Browser, tmp_path: Path) -> N
             tagger = card(page, "photo-tagger")
             expect(tagger).to_have_attribute("data-level", "breaching")
             # On a machine that other tests slow down, slowness is as good a reason.
-            causes = re.compile("Breaching: (overload|execution slower than profiled)")
+            causes = re.compile("Breaching: (overload|execution slower than profiled|execution unsteady)")
             expect(tagger.get_by_role("button")).to_contain_text(causes)
             # The details of what is in trouble are open without being asked for.
             expect(tagger.get_by_role("button")).to_have_attribute("aria-expanded", "true")

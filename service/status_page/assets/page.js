@@ -286,7 +286,7 @@ function replace(list, rows) {
 }
 
 // ------------------------------------------------------------------ the whole
-let target = 0.99, announced = "", devices = null, totals = null, answeredAt = 0, goneSince = 0, seenAt = 0, upUntil = 0;
+let target = 0.99, announced = "", devices = null, totals = null, answeredAt = 0, seenAt = 0, away = false;
 function show(status) {
   const { server, verdict } = status;
   target = server.target;
@@ -346,7 +346,7 @@ function showModels(models) {
 
 // ------------------------------------------------------------------ asking
 function gone(why) {
-  goneSince = goneSince || Date.now();
+  away = true;
   document.body.classList.add("is-gone");
   put($("gone"), `${why} ${answeredAt ? "What is below is from then; still" : "Still"} trying to reach it.`);
   $("gone").hidden = false;
@@ -354,37 +354,34 @@ function gone(why) {
   document.title = "✕ No answer · onclock";
 }
 function back() {
-  goneSince = 0;
+  away = false;
   document.body.classList.remove("is-gone");
   $("gone").hidden = true;
   answeredAt = Date.now();
 }
 function tick() {
-  if (goneSince || !answeredAt) return;
+  if (away || !answeredAt) return;
   put($("fresh"), `Live · figures of ${clock(seenAt)}`);
 }
 async function poll() {
+  let status;
   try {
     const answer = await fetch("/status.json", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS) });
-    if (answer.status === 401) { gone("The server asks for a key: load this page again."); return; }
-    if (!answer.ok) throw new Error(`status ${answer.status}`);
-    const status = await answer.json();
-    seenAt = status.server.at_s * 1000;
-    back();
-    show(status);
-    tick();
-  } catch (error) {
-    if (error instanceof TypeError || error.name === "TimeoutError" || error.name === "AbortError") {
-      gone(answeredAt ? `The server has not answered since ${clock(answeredAt)}.` : "The server does not answer.");
-    } else {
-      gone(`The server's answer cannot be shown (${error.message}).`);
-    }
+    if (answer.status === 401) return gone("The server asks for a key: load this page again.");
+    if (!answer.ok) return gone(`The server answers with status ${answer.status}.`);
+    status = await answer.json();
+  } catch {
+    return gone(answeredAt ? `The server has not answered since ${clock(answeredAt)}.` : "The server does not answer.");
   }
+  seenAt = status.server.at_s * 1000;
+  back();
+  show(status);
+  tick();
 }
 // Nobody looks at a hidden page: it asks for nothing until it is seen again.
 async function run() {
   for (;;) {
-    if (!document.hidden) await poll();
+    if (!document.hidden) await poll().catch((error) => { gone(`This page has failed: ${error.message}.`); console.error(error); });
     await new Promise((resume) => {
       const timer = setTimeout(resume, POLL_MS);
       document.addEventListener("visibilitychange", () => { clearTimeout(timer); resume(); }, { once: true });

@@ -134,7 +134,7 @@ def test_every_verdict_says_something_and_only_a_loss_is_a_breach(
     """A promise kept above the target is never called broken, one below it never kept; a breach has a cause."""
     minute = Window(offered, int(offered * kept), counted)
     recent = Window(offered // 4, int(offered // 4 * kept_now))
-    facts = Facts(state, "", 20 * NS_PER_MS, minute, recent, scale, saturation)
+    facts = Facts(state, "", 20 * NS_PER_MS, minute, recent, scale, scale, saturation)
     verdict = judge(facts, target)
     assert verdict.text or state is State.FAILED
     share = minute.attainment

@@ -88,6 +88,10 @@ def test_a_full_device_is_at_risk_before_anything_is_lost() -> None:
         (refused(100, 50, "expired"), {"saturation": 1.4}, "overload", "50 requests refused"),
         (refused(100, 50, "queue_full"), {"saturation": 1.4}, "overload", "50 requests refused"),
         (refused(100, 50, "unreachable"), {}, "objective too short", "shorter than the model takes"),
+        (refused(100, 50, "unreachable"), {"quantile": 1.7}, "execution unsteady", "1.7 times the usual"),
+        (refused(100, 50), {"quantile": 1.7}, "execution unsteady", "1.7 times the usual"),
+        (refused(100, 50), {"quantile": 1.7, "saturation": 1.4}, "overload", "50 requests refused"),
+        (refused(100, 50), {"quantile": 1.29, "saturation": 0.3}, "queueing", "the device is not full"),
         (refused(100, 50, "unreachable"), {"scale": 3.0}, "execution slower than profiled", "3.0 times"),
         (refused(100, 50, "draining"), {}, "stopping", "taken out of service"),
         (
