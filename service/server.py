@@ -30,7 +30,7 @@ from service.frontend.admin import Admin
 from service.frontend.control import Control
 from service.frontend.health import Health
 from service.frontend.inference import InferenceHandler, unseen
-from service.frontend.ingress import Ingress, idle_options
+from service.frontend.ingress import Ingress, age_options, idle_options
 from service.frontend.model_control import ModelControlRpcs
 from service.frontend.native_ingress import NativeIngress
 from service.frontend.security import Security, SecurityError
@@ -114,6 +114,8 @@ class Server:
         self._changes = ModelControl(self.repository, settings.model_repository)
         self._control_pool = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
         self._stream_pool = ThreadPoolExecutor(settings.max_streams, thread_name_prefix="stream")
+        # Behind the native ingress there are no clients' connections, whose ages would matter.
+        aged = settings.ingress == "core" or native_ingress.missing()
         self._grpc = grpc.server(
             self._control_pool,
             interceptors=() if access is None else (AccessInterceptor(access),),
@@ -123,6 +125,7 @@ class Server:
                 # Two servers on one port would share its connections at random; the second one must fail instead.
                 ("grpc.so_reuseport", 0),
                 *idle_options(settings.idle_timeout_s),
+                *age_options(settings.max_connection_age_s if aged else 0, settings.grace_period_s),
             ),
             # Control calls that may wait for a thread, and open streams. ModelInfer has its own bound.
             maximum_concurrent_rpcs=2 * settings.max_streams + 16 * settings.control_threads,
@@ -262,6 +265,8 @@ class Server:
             settings.max_connections,
             int(settings.idle_timeout_s * NS_PER_S),
             self._security.access,
+            int(settings.max_connection_age_s * NS_PER_S),
+            int(settings.grace_period_s * NS_PER_S),
         )
 
     def load(self, progress: LoadProgress, stopping: Callable[[], bool] = lambda: False) -> bool:
