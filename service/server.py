@@ -1,7 +1,7 @@
 """The composition root: builds the parts, and takes the server through its life.
 
 start: the ports open, not ready    load: models are loaded and warmed up    ready
-SIGTERM or SIGINT -> drain: not ready, new requests refused, accepted ones answered -> stop
+SIGTERM or SIGINT -> drain: not ready, a moment later new requests refused, accepted ones answered -> stop
 a device fails    -> the same, at once, and the exit code says so: only a new process can use the device again
 """
 
@@ -48,6 +48,9 @@ from service.tracing import Tracer, TraceSettings
 
 log = logging.getLogger(__name__)
 
+# How long a server that is about to drain serves on after it has said that it is not ready: clients that watch health
+# leave meanwhile. Otherwise those that send all the while would be refused, or meet the closing port.
+_NOTICE_S = 0.2
 # How often a draining server looks whether its last request has been answered.
 _DRAIN_POLL_S = 0.005
 # What is left to do after the last answer: sending it, closing connections and threads.
@@ -314,15 +317,18 @@ class Server:
         return "*" in self._settings.load_model or name in self._settings.load_model
 
     def drain(self) -> None:
-        """Refuse what is new, answer what was accepted, within the grace period."""
+        """Say so, and a moment later refuse what is new; answer what was accepted, within the grace period."""
         self.state.enter(Phase.DRAINING)
         self._changes.close()
         self._health.drain()
+        pause = threading.Event()
+        # Where a device has failed everything is refused already.
+        if not self.state.failure:
+            pause.wait(_NOTICE_S)
         self._refuse(self._handler.stopping or "no new requests are accepted")
         in_flight = self._in_flight
         log.info("draining", extra={"in_flight": in_flight, "grace_period_s": self._settings.grace_period_s})
         end_ns = now_ns() + int(self._settings.grace_period_s * NS_PER_S)
-        pause = threading.Event()
         # Calls alone do not tell: those of clients that go on sending come and go. Idle must be seen twice, for a
         # request may be on its way from the handler into the queue.
         idle = False
