@@ -1,7 +1,7 @@
 """The composition root: builds the parts, and takes the server through its life.
 
 start: the ports open, not ready    load: models are loaded and warmed up    ready
-SIGTERM or SIGINT -> drain: not ready, new requests refused, accepted ones answered -> stop
+SIGTERM or SIGINT -> drain: not ready, a moment later new requests refused, accepted ones answered -> stop
 a device fails    -> the same, at once, and the exit code says so: only a new process can use the device again
 """
 
@@ -32,7 +32,7 @@ from service.frontend.admin import Admin
 from service.frontend.control import Control
 from service.frontend.health import Health
 from service.frontend.inference import InferenceHandler, unseen
-from service.frontend.ingress import Ingress, idle_options
+from service.frontend.ingress import Ingress, age_options, idle_options
 from service.frontend.model_control import ModelControlRpcs
 from service.frontend.native_ingress import NativeIngress
 from service.frontend.security import Security, SecurityError
@@ -53,6 +53,9 @@ from service.tracing import Tracer, TraceSettings
 
 log = logging.getLogger(__name__)
 
+# How long a server that is about to drain serves on after it has said that it is not ready: clients that watch health
+# leave meanwhile. Otherwise those that send all the while would be refused, or meet the closing port.
+_NOTICE_S = 0.2
 # How often a draining server looks whether its last request has been answered.
 _DRAIN_POLL_S = 0.005
 # What is left to do after the last answer: sending it, closing connections and threads.
@@ -129,6 +132,8 @@ class Server:
         self._changes = ModelControl(self.repository, settings.model_repository)
         self._control_pool = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
         self._stream_pool = ThreadPoolExecutor(settings.max_streams, thread_name_prefix="stream")
+        # Behind the native ingress there are no clients' connections, whose ages would matter.
+        aged = settings.ingress == "core" or native_ingress.missing()
         self._grpc = grpc.server(
             self._control_pool,
             interceptors=() if access is None else (AccessInterceptor(access, self.registry.record_unrouted),),
@@ -138,6 +143,7 @@ class Server:
                 # Two servers on one port would share its connections at random; the second one must fail instead.
                 ("grpc.so_reuseport", 0),
                 *idle_options(settings.idle_timeout_s),
+                *age_options(settings.max_connection_age_s if aged else 0, settings.grace_period_s),
             ),
             # Control calls that may wait for a thread, and open streams. ModelInfer has its own bound.
             maximum_concurrent_rpcs=2 * settings.max_streams + 16 * settings.control_threads,
@@ -306,6 +312,8 @@ class Server:
             int(settings.idle_timeout_s * NS_PER_S),
             self._security.access,
             self._spans is not None,
+            int(settings.max_connection_age_s * NS_PER_S),
+            int(settings.grace_period_s * NS_PER_S),
         )
 
     def load(self, progress: LoadProgress, stopping: Callable[[], bool] = lambda: False) -> bool:
@@ -353,15 +361,18 @@ class Server:
         return "*" in self._settings.load_model or name in self._settings.load_model
 
     def drain(self) -> None:
-        """Refuse what is new, answer what was accepted, within the grace period."""
+        """Say so, and a moment later refuse what is new; answer what was accepted, within the grace period."""
         self.state.enter(Phase.DRAINING)
         self._changes.close()
         self._health.drain()
+        pause = threading.Event()
+        # Where a device has failed everything is refused already.
+        if not self.state.failure:
+            pause.wait(_NOTICE_S)
         self._refuse(self._handler.stopping or "no new requests are accepted")
         in_flight = self._in_flight
         log.info("draining", extra={"in_flight": in_flight, "grace_period_s": self._settings.grace_period_s})
         end_ns = now_ns() + int(self._settings.grace_period_s * NS_PER_S)
-        pause = threading.Event()
         # Calls alone do not tell: those of clients that go on sending come and go. Idle must be seen twice, for a
         # request may be on its way from the handler into the queue.
         idle = False

@@ -37,6 +37,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "max_streams",
         "max_connections",
         "idle_timeout_s",
+        "max_connection_age_s",
         "control_threads",
         "allow_client_shm",
         "grace_period_s",
@@ -85,6 +86,7 @@ _PLACEHOLDERS = {
     "tls_client_ca": "FILE",
     "api_keys": "FILE",
     "idle_timeout_s": "SECONDS",
+    "max_connection_age_s": "SECONDS",
     "grace_period_s": "SECONDS",
 }
 

@@ -185,6 +185,15 @@ class Settings(BaseSettings):
         description="Connections without a call for so many seconds are ended; clients open another when they need it. "
         "0 = never.",
     )
+    max_connection_age_s: float = Field(
+        0.0,
+        ge=0,
+        le=30 * 86400,
+        allow_inf_nan=False,
+        description="Connections that are so many seconds old, give or take a tenth, are ended, in use or not: clients "
+        "connect again, perhaps to another server. Calls and streams in progress get grace_period_s to finish. 0 = "
+        "never.",
+    )
     ingress: Literal["auto", "native", "core"] = Field(
         "auto",
         description="What reads and writes the connections: native (C++ and nghttp2, built with the package where a "

@@ -51,6 +51,8 @@ class Endpoint:
         max_streams: int,
         max_connections: int,
         idle_ns: int,
+        age_ns: int,
+        age_grace_ns: int,
         unseen: tuple[int, str, str],
         explain: Callable[[Exception], tuple[int, str, str]],
         traced: bool = False,

@@ -50,6 +50,13 @@ def idle_options(idle_s: float) -> tuple[tuple[str, int], ...]:
     return (("grpc.max_connection_idle_ms", int(idle_s * 1e3)),) if idle_s else ()
 
 
+def age_options(age_s: float, grace_s: float) -> tuple[tuple[str, int], ...]:
+    """Options of a `grpc.server` that ends connections that are so old, 0: never; calls may then take `grace_s`."""
+    if not age_s:
+        return ()
+    return (("grpc.max_connection_age_ms", int(age_s * 1e3)), ("grpc.max_connection_age_grace_ms", int(grace_s * 1e3)))
+
+
 def check_core(server: grpc.Server) -> Any:
     """The core server under `server`; raises `RuntimeError` when this grpcio does not have what the ingress needs."""
     core = getattr(getattr(server, "_state", None), "server", None)

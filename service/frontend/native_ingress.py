@@ -86,8 +86,9 @@ class NativeIngress:
     `max_bytes` is refused while it is being read. After what has arrived was handled, `lull` says whether anything that
     comes could start: if not, arrivals are read now and then and handed over together, at the latest when `flush`
     says that a batch was answered. `unseen` is what the share is told. Connections beyond `max_connections` are closed
-    at once, those without a call for `idle_ns` (0: never) are ended. With `access`, calls without a key for them
-    are refused before their message is read. `traced`: calls are told what their metadata says of traces.
+    at once. Those without a call for `idle_ns` (0: never) are ended, and so are those of `age_ns` (0: never); their
+    calls in progress may then take `age_grace_ns`. With `access`, calls without a key for them are refused before their
+    message is read. `traced`: calls are told what their metadata says of traces.
     """
 
     kind = "native"
@@ -107,6 +108,8 @@ class NativeIngress:
         idle_ns: int = 0,
         access: Access | None = None,
         traced: bool = False,
+        age_ns: int = 0,
+        age_grace_ns: int = 0,
     ) -> None:
         self._server = server
         self._method = method
@@ -120,6 +123,8 @@ class NativeIngress:
         self._idle_ns = idle_ns
         self._access = access
         self._traced = traced
+        self._age_ns = age_ns
+        self._age_grace_ns = age_grace_ns
         self._unseen = unseen or QueueFull("the server is overloaded", NS_PER_MS)
         self._endpoint: Endpoint
         self._refused: Counter[str] = Counter()
@@ -150,6 +155,8 @@ class NativeIngress:
             self._max_calls + _OTHER_STREAMS,
             self._max_connections,
             self._idle_ns,
+            self._age_ns,
+            self._age_grace_ns,
             explain(self._unseen),
             explain,
             self._traced,

@@ -36,6 +36,8 @@ constexpr int64_t kSweepNs = 1000000000;
 constexpr int64_t kBeginNs = 10 * kSweepNs;
 // After being told that its connection ends, a client has this long to end it as well.
 constexpr int64_t kEndNs = 10 * kSweepNs;
+// Connections that were made together, by clients that were told to go together, do not end together: their ages differ by so much.
+constexpr double kAgeSpread = 0.1;
 
 void watch_socket(int epoll, int operation, int fd, uint32_t events, uint64_t data) {
   epoll_event event{};
@@ -253,21 +255,55 @@ void Endpoint::accept_from(int listener) {
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     // A client that vanished without a word is noticed.
     setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
-    Channel *connection = new Connection(*this, fd);
+    auto *connection = new Connection(*this, fd);
+    if (limits.age_ns) {
+      std::uniform_real_distribution<double> spread(1 - kAgeSpread, 1 + kAgeSpread);
+      connection->age_step_ns = now_ns() + int64_t(double(limits.age_ns) * spread(random_));
+    }
     if (tls_) connection->tls = std::make_unique<Tls>(tls_);
     connections.fetch_add(1, std::memory_order_relaxed);
     channels_.push_back(connection);
-    watch_socket(epoll_, EPOLL_CTL_ADD, fd, EPOLLIN, reinterpret_cast<uint64_t>(connection));
+    watch_socket(epoll_, EPOLL_CTL_ADD, fd, EPOLLIN, reinterpret_cast<uint64_t>(static_cast<Channel *>(connection)));
     mark(*connection);
   }
 }
 
-// Connections that nobody uses, or that never became one.
+// Takes a connection that is too old one step further towards its end. False: close it.
+bool Endpoint::retire(Connection &connection, int64_t at_ns) {
+  switch (connection.age) {
+    case Connection::Age::kServing:
+      // Calls that are on their way meanwhile are still served.
+      nghttp2_submit_shutdown_notice(connection.session);
+      connection.age = Connection::Age::kNoticed;
+      connection.age_step_ns = at_ns + kSweepNs;
+      break;
+    case Connection::Age::kNoticed:
+      // With its last stream the session ends, and the connection with it.
+      nghttp2_submit_goaway(connection.session, NGHTTP2_FLAG_NONE,
+                            nghttp2_session_get_last_proc_stream_id(connection.session), NGHTTP2_NO_ERROR, nullptr, 0);
+      connection.age = Connection::Age::kTold;
+      connection.age_step_ns = at_ns + limits.age_grace_ns;
+      break;
+    case Connection::Age::kTold:
+      return false;
+  }
+  mark(connection);
+  return true;
+}
+
+// Connections that are too old, that nobody uses, or that never became one.
 void Endpoint::sweep(int64_t at_ns) {
   sweep_ns_ = at_ns + kSweepNs;
   for (size_t i = channels_.size(); i-- > 0;) {
     auto *connection = dynamic_cast<Connection *>(channels_[i]);
-    if (!connection || connection->open_streams) continue;
+    if (!connection) continue;
+    if (connection->begun && !connection->half_closed && at_ns >= connection->age_step_ns &&
+        !retire(*connection, at_ns)) {
+      destroy(*connection);
+      i = std::min(i, channels_.size());
+      continue;
+    }
+    if (connection->open_streams) continue;
     const int64_t quiet_ns = at_ns - connection->quiet_ns;
     if (connection->half_closed ? quiet_ns > kEndNs : !connection->begun && quiet_ns > kBeginNs) {
       // An upstream may go with it: channels beyond `i` may move, those below stay.

@@ -12,6 +12,7 @@
 #include <atomic>
 #include <iterator>
 #include <mutex>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,6 +32,8 @@ struct Limits {
   long max_connections = 0; // clients' connections
   int64_t idle_ns = 0;      // a connection without streams is closed after that; 0: never
   bool traced = false;      // calls are told of `traceparent` and `tracestate`
+  int64_t age_ns = 0;       // a connection is ended gracefully after about that, in use or not; 0: never
+  int64_t age_grace_ns = 0; // what is then in progress may take so long
 };
 
 // What a call is told that is refused before its message is read.
@@ -101,6 +104,9 @@ class Connection : public Channel {
   uint32_t open_streams = 0;
   bool begun = false;             // the client has said something that is HTTP/2
   int64_t quiet_ns = now_ns();    // since when nothing has been asked
+  // A connection that is too old: its client is told that it ends, then up to which stream, then it is closed.
+  enum class Age { kServing, kNoticed, kTold } age = Age::kServing;
+  int64_t age_step_ns = kNever;   // when the next of these is due
   Known known;
 };
 
@@ -209,6 +215,7 @@ class Endpoint {
   void write_all();
   void wind_down();
   void sweep(int64_t at_ns);
+  bool retire(Connection &connection, int64_t at_ns);
   bool identify(Stream &stream);
 
   int epoll_ = -1;
@@ -237,6 +244,7 @@ class Endpoint {
   int64_t looked_ns_ = now_ns();
   int64_t stop_ns_ = 0;
   int64_t sweep_ns_ = 0;
+  std::minstd_rand random_{std::random_device{}()};
 };
 
 }  // namespace onclock

@@ -200,24 +200,26 @@ PyType_Spec call_spec = {"service.frontend._native.Call", sizeof(CallObject), 0,
 
 PyObject *endpoint_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
   static const char *names[] = {"listeners",   "method",          "upstream", "max_message", "max_bytes", "max_calls",
-                                "max_streams", "max_connections", "idle_ns",  "unseen",      "explain",   "traced",
-                                nullptr};
+                                "max_streams", "max_connections", "idle_ns",  "age_ns",      "age_grace_ns",
+                                "unseen",      "explain",         "traced",   nullptr};
   PyObject *listeners, *explain;
   const char *method, *upstream, *details, *pushback;
   Py_ssize_t max_message, max_bytes;
   Limits limits;
-  long long idle_ns;
+  long long idle_ns, age_ns, age_grace_ns;
   Refusal unseen;
   int traced = 0;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!ssnnlIlL(iss)O|p", const_cast<char **>(names), &PyList_Type, &listeners,
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!ssnnlIlLLL(iss)O|p", const_cast<char **>(names), &PyList_Type, &listeners,
                                    &method, &upstream, &max_message, &max_bytes, &limits.max_calls, &limits.max_streams,
-                                   &limits.max_connections, &idle_ns,
+                                   &limits.max_connections, &idle_ns, &age_ns, &age_grace_ns,
                                    &unseen.status, &details, &pushback, &explain, &traced))
     return nullptr;
   limits.max_message = size_t(max_message);
   limits.max_bytes = size_t(max_bytes);
   limits.idle_ns = idle_ns;
   limits.traced = traced;
+  limits.age_ns = age_ns;
+  limits.age_grace_ns = age_grace_ns;
   unseen.details = details;
   unseen.pushback = pushback;
   std::vector<int> fds;

@@ -262,7 +262,7 @@ def test_a_flush_hands_over_at_once() -> None:
     port = listener.getsockname()[1]
     fds = [listener.detach()]
     endpoint = Endpoint(
-        fds, METHOD, "/nowhere", MAX_MESSAGE, MAX_BYTES, 9, 9, 9, 0, (14, "", ""), lambda _: (13, "", "")
+        fds, METHOD, "/nowhere", MAX_MESSAGE, MAX_BYTES, 9, 9, 9, 0, 0, 0, (14, "", ""), lambda _: (13, "", "")
     )
     # Left to itself, it would hand over after a minute.
     paced = (NS_PER_MS, 60 * NS_PER_S, 0.0)
