@@ -7,6 +7,7 @@
 #   make sim        the scheduler in simulation  make bench        the benchmarks (Linux, two cores)
 #   make bench-gpu  what only a GPU can show
 #   make chart      test the Helm chart (builds helm, which takes minutes once)
+#   make test-cluster  install it into an API server of Kubernetes (builds one: a quarter of an hour once)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,10 +22,10 @@ TESTS ?= tests
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve zoo classify load test lint format types sim bench bench-gpu chart protos lock image clean
+.PHONY: help serve zoo classify load test test-cluster lint format types sim bench bench-gpu chart protos lock image clean
 
 help:
-	@sed -n '2,9p' Makefile | sed 's/^# *//'
+	@sed -n '2,10p' Makefile | sed 's/^# *//'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -86,6 +87,11 @@ bench-gpu: $(VENV)/.dev
 chart: $(VENV)/.dev
 	$(BIN)/python -m tests.helm.tools
 	$(BIN)/python -m pytest tests/helm
+
+test-cluster: $(VENV)/.dev
+	$(BIN)/python -m tests.helm.tools
+	$(BIN)/python -m tests.cluster.api_server
+	ONCLOCK_TEST_CLUSTER=require $(BIN)/python -m pytest tests/cluster
 
 protos: $(VENV)/.dev
 	PATH="$(abspath $(BIN)):$$PATH" protos/generate.sh

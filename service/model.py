@@ -143,6 +143,11 @@ class Model:
             else None,
         )
 
+    @property
+    def instances(self) -> int:
+        """Batches of it that can run at the same time, on all its devices."""
+        return sum(len(pool.instances) for pool in self._pools.values())
+
     def row_ns(self) -> float:
         """Predicted time of a row within the objective, ns, of the shape that was measured at load or else was the
         first to come; 0 when nothing is known."""

@@ -41,11 +41,13 @@ from service.frontend.shared_memory import Regions
 from service.frontend.stream import StreamService
 from service.logs import LogControl
 from service.metrics import MetricsPortError, MetricsRegistry, MetricsServer
+from service.metrics.pages import no_pages
 from service.repository.changing import ModelControl
 from service.repository.loader import Loader, LoadOptions
 from service.repository.reaper import Reaper
 from service.repository.repository import LoadProgress, ModelRepository
 from service.state import Phase, ServerState
+from service.status_page import Observer, ObserverThread, status_pages
 from service.telemetry import SpanTracer, make_tracer
 from service.tracing import Tracer, TraceSettings
 
@@ -184,6 +186,8 @@ class Server:
             self.registry.security_watched(what)
         certificates = self._security.certificates
         self.registry.certificate_end_s = lambda: None if certificates is None else certificates.end_s
+        observer = Observer(self.registry, self.repository, self.state, settings.status_attainment)
+        self._observer = ObserverThread(observer) if settings.metrics_enabled and settings.status_page else None
         self._metrics = (
             MetricsServer(
                 settings.metrics_host or settings.host,
@@ -192,6 +196,7 @@ class Server:
                 (lambda: certificates.context) if certificates is not None and settings.metrics_tls else None,
                 None if access is None else self._may_scrape,
                 lambda: self.state.ready,
+                status_pages(observer.document) if settings.status_page else no_pages,
             )
             if settings.metrics_enabled
             else None
@@ -224,6 +229,8 @@ class Server:
             except MetricsPortError as error:
                 raise PortError(str(error)) from error
             self.metrics_port = self._metrics.port
+        if self._observer is not None:
+            self._observer.start()
         self._runtime.start()
         self._reaper.start()
         self._security.start()
@@ -390,6 +397,8 @@ class Server:
             self._spans.close(_SPANS_S)
         if self._metrics is not None:
             self._metrics.stop()
+        if self._observer is not None:
+            self._observer.stop()
         self._change_pool.shutdown(wait=False, cancel_futures=True)
         self._control_pool.shutdown(wait=False, cancel_futures=True)
         self._stream_pool.shutdown(wait=False, cancel_futures=True)

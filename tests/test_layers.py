@@ -32,6 +32,7 @@ ROWS: dict[str, int] = {
     "service.head_model": 3,
     "service.repository": 4,
     "service.frontend": 5,
+    "service.status_page": 5,
     "service.server": 6,
     "service.simulation": 6,
     "service.cli": 7,

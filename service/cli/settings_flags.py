@@ -28,6 +28,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "grpc_port",
         "metrics_port",
         "metrics_host",
+        "status_page",
+        "status_attainment",
         "ingress",
         "max_message_bytes",
         "max_in_flight",

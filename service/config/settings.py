@@ -131,6 +131,15 @@ class Settings(BaseSettings):
     metrics_host: Annotated[str | None, BeforeValidator(_none_or)] = Field(
         None, min_length=1, description="Address that the metrics port listens on. none = the same as host."
     )
+    status_page: bool = Field(
+        True, description="Serve a page for people on the metrics port, at /: what promise is kept, and if not, why."
+    )
+    status_attainment: float = Field(
+        0.99,
+        ge=0.01,
+        le=0.9999,
+        description="Share of requests to be answered in time for the status page to call a promise kept.",
+    )
     metrics_tls: bool = Field(
         False, description="Serve the metrics port by TLS as well, with the same certificate and client authorities."
     )

@@ -51,6 +51,15 @@ def exemplar_text(trace_id: bytes, value: float, at_s: float) -> str:
     return f' # {{trace_id="{trace_id.hex()}"}} {format_number(value)} {at_s:.3f}'
 
 
+def family_lines(
+    name: str, kind: str, documentation: str, samples: Iterable[tuple[Iterable[tuple[str, str]], float]]
+) -> list[str]:
+    """A whole family: its header and each sample, which is labels and a value."""
+    lines = header_lines(name, kind, documentation)
+    lines += [sample_line(name, label_text(labels), value) for labels, value in samples]
+    return lines
+
+
 def histogram_lines(
     name: str, labels: str, bounds: Sequence[str], cells: Sequence[int], total: float, exemplars: Sequence[str] = ()
 ) -> list[str]:

@@ -132,6 +132,25 @@ class ModelMetrics:
                     in_time += cell.in_time
         return in_time / offered if offered else None
 
+    def ended(self, step: int) -> tuple[int, int]:
+        """Requests that ended in one step of the window (`WINDOW_STEP_NS`): those offered, and those kept in time."""
+        offered = in_time = 0
+        for shard in self._shards.copy():
+            for cell in shard.window.copy():
+                if cell.step == step:
+                    offered += cell.offered
+                    in_time += cell.in_time
+        return offered, in_time
+
+    def events(self) -> int:
+        """Grows with everything that is recorded. Costs a fraction of `sum`, which need not be made while it stands."""
+        return sum(
+            shard.totals.batches
+            + sum(tally.requests for tally in shard.refusals.copy().values())
+            + sum(tally.requests for tally in shard.failures.copy().values())
+            for shard in self._shards.copy()
+        )
+
     def demand(self, at_ns: int) -> Demand | None:
         """What was asked of the model in the last whole steps; None when nothing was."""
         newest = at_ns // WINDOW_STEP_NS

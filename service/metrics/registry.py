@@ -11,7 +11,7 @@ import importlib.metadata
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from prometheus_client.metrics_core import Metric
 
 from service.clock import now_ns
 from service.metrics.catalogue import MODEL_FAMILIES, ModelView
-from service.metrics.exposition import header_lines, label_text, sample_line
+from service.metrics.exposition import family_lines, header_lines, label_text, sample_line
 from service.metrics.gpu import Reading, gpu_lines
 from service.metrics.model import ModelMetrics
 from service.metrics.openmetrics import openmetrics_lines
@@ -114,6 +114,11 @@ class MetricsRegistry:
         with self._lock:
             self._devices[DeviceInfo(device, provider, slots)] = None
 
+    def devices(self) -> list[tuple[DeviceInfo, bool]]:
+        """The devices that models run on, and whether each is whole."""
+        with self._lock:
+            return [(info, info.device not in self._failed_devices) for info in self._devices]
+
     def device_failed(self, device: str) -> None:
         """Show that `device` is broken for good."""
         with self._lock:
@@ -152,90 +157,112 @@ class MetricsRegistry:
         with self._lock:
             return [self._models[key] for key in sorted(self._models)]
 
-    def _connection_lines(self) -> list[str]:
-        lines: list[str] = []
-        connections = self.connections()
-        if connections is not None:
-            lines += header_lines("onclock_connections", "gauge", "Connections of gRPC clients")
-            lines.append(sample_line("onclock_connections", "", connections[0]))
-            lines += header_lines("onclock_connections_refused_total", "counter", _TURNED_AWAY_HELP)
-            lines.append(sample_line("onclock_connections_refused_total", "", connections[1]))
-        end_s = self.certificate_end_s()
-        if end_s is not None:
-            lines += header_lines("onclock_certificate_end_timestamp_seconds", "gauge", _END_HELP)
-            lines.append(sample_line("onclock_certificate_end_timestamp_seconds", "", end_s))
-        return lines
-
-    def _traced_lines(self) -> list[str]:
-        lines = header_lines("onclock_traced_requests_total", "counter", _TRACED_HELP)
-        for result, count in (self.spans() or {}).items():
-            lines.append(sample_line("onclock_traced_requests_total", label_text([("result", result)]), count))
-        return lines
-
     def render(self, openmetrics: bool = False) -> bytes:
         """All metrics in the Prometheus text format, or in OpenMetrics' with exemplars."""
         epoch_ns = time.time_ns() - now_ns() if openmetrics else None
         at_ns = self._clock()
         models = self.models()
-        with self._lock:
-            devices = list(self._devices)
-            broken = self._failed_devices.copy()
-            none = {name: [0, 0] for name, _ in self._models}
-            loads = sorted((model, counts.copy()) for model, counts in {**none, **self._loads}.items())
-            reloads = sorted((what, counts.copy()) for what, counts in self._reloads.items())
-
-        views = [_view(metrics, at_ns, epoch_ns) for metrics in _in_turns(models)]
-        lines: list[str] = []
-        for family in MODEL_FAMILIES:
-            lines += header_lines(family.name, family.kind, family.documentation)
-            for view in _in_turns(views):
-                lines += family.lines(family.name, view)
-        lines += header_lines("onclock_unrouted_requests_total", "counter", _UNROUTED_HELP)
-        for reason, count in sorted(self.unrouted().items()):
-            lines.append(sample_line("onclock_unrouted_requests_total", label_text([("reason", reason)]), count))
-        lines += header_lines("onclock_device_info", "gauge", "Devices that models run on; always 1")
-        for info in devices:
-            labels = label_text([("device", info.device), ("provider", info.provider)])
-            lines.append(sample_line("onclock_device_info", labels, 1))
-        demands = [demand for metrics in _in_turns(models) if (demand := metrics.demand(at_ns)) is not None]
-        lines += header_lines("onclock_saturation_ratio", "gauge", _SATURATION_HELP)
-        slots = {info.device: info.slots for info in devices}
-        lines.append(sample_line("onclock_saturation_ratio", "", saturation(demands, slots)))
-        lines += header_lines("onclock_device_healthy", "gauge", _HEALTHY_HELP)
-        for name in dict.fromkeys([*(info.device for info in devices), *sorted(broken)]):
-            lines.append(sample_line("onclock_device_healthy", label_text([("device", name)]), int(name not in broken)))
-        lines += _change_lines(loads)
-        lines += header_lines("onclock_model_load_failed", "gauge", _LOAD_FAILED_HELP)
-        for name, failed in _in_turns(self.load_failures()):
-            lines.append(sample_line("onclock_model_load_failed", label_text([("model", name)]), int(failed)))
-        lines += gpu_lines(self.gpus())
-        lines += header_lines("onclock_streams", "gauge", "Inference streams that are open")
-        lines.append(sample_line("onclock_streams", "", self.streams()))
-        lines += self._connection_lines()
-        lines += header_lines("onclock_security_changes_total", "counter", _RELOADS_HELP)
-        for what, counts in reloads:
-            for result, count in zip(("used", "failed"), counts, strict=True):
-                labels = label_text([("what", what), ("result", result)])
-                lines.append(sample_line("onclock_security_changes_total", labels, count))
-        lines += self._traced_lines()
-        lines += header_lines("onclock_build_info", "gauge", "Version of the server; always 1")
-        lines.append(
-            sample_line("onclock_build_info", label_text([("version", importlib.metadata.version("onclock"))]), 1)
+        lines = _model_lines(models, at_ns, epoch_ns)
+        lines += family_lines(
+            "onclock_unrouted_requests_total",
+            "counter",
+            _UNROUTED_HELP,
+            (([("reason", reason)], count) for reason, count in sorted(self.unrouted().items())),
         )
+        lines += self._device_lines(models, at_ns)
+        lines += self._change_lines()
+        lines += gpu_lines(self.gpus())
+        lines += family_lines("onclock_streams", "gauge", "Inference streams that are open", [((), self.streams())])
+        lines += self._connection_lines()
+        spans = (self.spans() or {}).items()
+        lines += family_lines(
+            "onclock_traced_requests_total",
+            "counter",
+            _TRACED_HELP,
+            (([("result", result)], count) for result, count in spans),
+        )
+        version = [("version", importlib.metadata.version("onclock"))]
+        lines += family_lines("onclock_build_info", "gauge", "Version of the server; always 1", [(version, 1)])
         for metric in self._process.collect():
             lines += _process_lines(metric)
         if openmetrics:
             lines = list(openmetrics_lines(_in_turns(lines, _LINES_PER_TURN)))
         return ("\n".join(lines) + "\n").encode()
 
+    def _device_lines(self, models: Sequence[ModelMetrics], at_ns: int) -> list[str]:
+        with self._lock:
+            devices = list(self._devices)
+            broken = self._failed_devices.copy()
+        lines = family_lines(
+            "onclock_device_info",
+            "gauge",
+            "Devices that models run on; always 1",
+            (([("device", info.device), ("provider", info.provider)], 1) for info in devices),
+        )
+        demands = [demand for metrics in _in_turns(models) if (demand := metrics.demand(at_ns)) is not None]
+        ratio = saturation(demands, {info.device: info.slots for info in devices})
+        lines += family_lines("onclock_saturation_ratio", "gauge", _SATURATION_HELP, [((), ratio)])
+        names = dict.fromkeys([*(info.device for info in devices), *sorted(broken)])
+        lines += family_lines(
+            "onclock_device_healthy",
+            "gauge",
+            _HEALTHY_HELP,
+            (([("device", name)], int(name not in broken)) for name in names),
+        )
+        return lines
 
-def _change_lines(loads: Iterable[tuple[str, list[int]]]) -> list[str]:
-    lines = header_lines("onclock_model_changes_total", "counter", _CHANGES_HELP)
-    for name, counts in loads:
-        for result, count in zip(("loaded", "failed"), counts, strict=True):
-            labels = label_text([("model", name), ("result", result)])
-            lines.append(sample_line("onclock_model_changes_total", labels, count))
+    def _change_lines(self) -> list[str]:
+        """What changed while the server serves: models, certificates, keys."""
+        with self._lock:
+            none = {name: [0, 0] for name, _ in self._models}
+            loads = sorted((model, counts.copy()) for model, counts in {**none, **self._loads}.items())
+            reloads = sorted((what, counts.copy()) for what, counts in self._reloads.items())
+        lines = family_lines(
+            "onclock_model_changes_total", "counter", _CHANGES_HELP, _results("model", ("loaded", "failed"), loads)
+        )
+        lines += family_lines(
+            "onclock_model_load_failed",
+            "gauge",
+            _LOAD_FAILED_HELP,
+            (([("model", name)], int(failed)) for name, failed in _in_turns(self.load_failures())),
+        )
+        lines += family_lines(
+            "onclock_security_changes_total", "counter", _RELOADS_HELP, _results("what", ("used", "failed"), reloads)
+        )
+        return lines
+
+    def _connection_lines(self) -> list[str]:
+        lines: list[str] = []
+        connections = self.connections()
+        if connections is not None:
+            open_now, turned_away = connections
+            lines += family_lines("onclock_connections", "gauge", "Connections of gRPC clients", [((), open_now)])
+            lines += family_lines(
+                "onclock_connections_refused_total", "counter", _TURNED_AWAY_HELP, [((), turned_away)]
+            )
+        end_s = self.certificate_end_s()
+        if end_s is not None:
+            lines += family_lines("onclock_certificate_end_timestamp_seconds", "gauge", _END_HELP, [((), end_s)])
+        return lines
+
+
+def _model_lines(models: Sequence[ModelMetrics], at_ns: int, epoch_ns: int | None) -> list[str]:
+    views = [_view(metrics, at_ns, epoch_ns) for metrics in _in_turns(models)]
+    lines: list[str] = []
+    for family in MODEL_FAMILIES:
+        lines += header_lines(family.name, family.kind, family.documentation)
+        for view in _in_turns(views):
+            lines += family.lines(family.name, view)
     return lines
+
+
+def _results(
+    label: str, results: Sequence[str], counted: Iterable[tuple[str, Sequence[int]]]
+) -> Iterable[tuple[list[tuple[str, str]], int]]:
+    """Samples of how often each of `results` came about for each name."""
+    for name, counts in counted:
+        for result, count in zip(results, counts, strict=True):
+            yield [(label, name), ("result", result)], count
 
 
 def _view(metrics: ModelMetrics, at_ns: int, epoch_ns: int | None) -> ModelView:

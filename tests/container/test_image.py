@@ -14,29 +14,17 @@ import numpy as np
 import pytest
 
 from service.config.keys import Group, entry_text, new_key
-from tests.container.bases import build_base, run_base
-from tests.container.podman import LOCKED, ROOT, build, needs_containers, podman, running
+from tests.container.podman import LOCKED, ROOT, podman, running
 from tests.support.certificates import Authority
 from tests.support.client import Client, arrays, request
 
 # They build for minutes, and one runs a load test: not beside tests that measure.
 pytestmark = pytest.mark.timed
 
-BASES = {"BUILD_BASE": "localhost/onclock-build-base", "RUN_BASE": "localhost/onclock-run-base"}
-IMAGE = "localhost/onclock:cpu"
 EXAMPLES = f"{ROOT / 'models' / 'examples'}:/models:ro"
 # Of what is not the base: a guard against what creeps in, not a goal.
 MOST_BYTES = 450 << 20
 MOST_START_S = 20.0
-
-
-@pytest.fixture(scope="module")
-def image() -> str:
-    needs_containers()
-    build_base(BASES["BUILD_BASE"])
-    run_base(BASES["RUN_BASE"])
-    build("cpu", IMAGE, BASES)
-    return IMAGE
 
 
 def digits(seed: int = 0) -> np.ndarray:

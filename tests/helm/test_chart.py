@@ -361,7 +361,7 @@ def test_the_schema_refuses_and_says_where(value: str, says: str) -> None:
         (['config.ingress="core"', "config.max_connections=9"], "config.ingress core has no limit of connections"),
         (["tls.clientCA.enabled=true"], "tls.clientCA.enabled needs tls.enabled"),
         (['tls={"enabled": true, "secretName": "t"}', "metrics.enabled=false"], "leaves the probes nothing to ask"),
-        (["drain.terminationGracePeriodSeconds=20"], "leaves 15 s after the pre-stop pause"),
+        (["drain.terminationGracePeriodSeconds=20"], "leaves 10 s after the pre-stop pause"),
         (
             ['extraEnv=[{"name": "ONCLOCK_GRPC_PORT", "value": "1"}]'],
             "extraEnv[0]: ONCLOCK_GRPC_PORT is set by",
@@ -433,10 +433,10 @@ def test_the_end_of_a_pod_has_time_for_all_of_it(path: Path) -> None:
 
 
 def test_the_grace_period_is_computed() -> None:
-    """30 + 5 + 15 by default; fractions are rounded up."""
-    assert pod_of(rendered_set(MINIMAL))["terminationGracePeriodSeconds"] == 50
-    rendered = render(MINIMAL, "config.grace_period_s=12.5", "drain.preStopSeconds=10")
-    assert pod_of(rendered)["terminationGracePeriodSeconds"] == 13 + 10 + 15
+    """30 + 10 + 15 by default; fractions are rounded up."""
+    assert pod_of(rendered_set(MINIMAL))["terminationGracePeriodSeconds"] == 30 + 10 + 15
+    rendered = render(MINIMAL, "config.grace_period_s=12.5", "drain.preStopSeconds=7")
+    assert pod_of(rendered)["terminationGracePeriodSeconds"] == 13 + 7 + 15
 
 
 def test_probes_ask_the_health_service() -> None:

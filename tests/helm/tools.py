@@ -1,4 +1,4 @@
-"""Helm, promtool and the schemas of Kubernetes, found or installed. `python -m tests.helm.tools` says where they are.
+"""Helm, Prometheus, dnsmasq and the schemas of Kubernetes, found or installed. `python -m tests.helm.tools` says where.
 
 Each tool is looked for on PATH first, then under `build/tools`, where it is put once. One that cannot be had is a
 `ToolError` that says what was tried and what to do; tests then fail. Where the chart cannot be tested at all (no Go, no
@@ -49,13 +49,27 @@ def helm() -> Path:
     found = shutil.which("helm")
     if found and re.match(r"v3\.", _output([found, "version", "--short"])):
         return Path(found)
-    return _installed(f"helm-{HELM_VERSION}", "helm", _build_helm)
+    return installed(f"helm-{HELM_VERSION}", "helm", _build_helm)
 
 
 def promtool() -> Path:
     """Prometheus' promtool, of any version from 2.40."""
-    found = shutil.which("promtool")
-    return Path(found) if found else _installed("prometheus", "promtool", _unpack_prometheus)
+    return _of_debian("promtool", "prometheus", "usr/bin/promtool")
+
+
+def prometheus() -> Path:
+    """Prometheus itself."""
+    return _of_debian("prometheus", "prometheus", "usr/bin/prometheus")
+
+
+def dnsmasq() -> Path:
+    """A DNS server."""
+    return _of_debian("dnsmasq", "dnsmasq-base", "usr/sbin/dnsmasq")
+
+
+def etcd() -> Path:
+    """What an API server of Kubernetes keeps its objects in."""
+    return _of_debian("etcd", "etcd-server", "usr/bin/etcd")
 
 
 def validator() -> Path:
@@ -66,7 +80,15 @@ def validator() -> Path:
         raise ToolError(f"the schemas of Kubernetes cannot be had: {error}") from error
 
 
-def _installed(directory: str, name: str, install: Callable[[Path], None]) -> Path:
+def _of_debian(name: str, package: str, path: str) -> Path:
+    """`name` from PATH, or `path` of one of Debian's packages, which is not installed: it would start a server."""
+    found = shutil.which(name)
+    if found:
+        return Path(found)
+    return installed(f"{package}.deb", path, lambda into: _unpack(package, into))
+
+
+def installed(directory: str, name: str, install: Callable[[Path], None]) -> Path:
     """`name` in a directory under `build/tools`; whoever asks first installs it."""
     home = TOOLS / directory
     binary = home / name
@@ -96,24 +118,21 @@ def _build_helm(into: Path) -> None:
     environment = {**os.environ, "GOBIN": str(into), "GOFLAGS": "-trimpath", "CGO_ENABLED": "0"}
     variables = " ".join(f"-X {_HELM_MODULE}/{name}={value}" for name, value in _HELM_VARIABLES.items())
     command = [go, "install", f"-ldflags=-s -w {variables}", wanted]
-    _run(command, BUILD_TIMEOUT_S, environment, f"helm cannot be built ({wanted})")
+    run(command, BUILD_TIMEOUT_S, environment, f"helm cannot be built ({wanted})")
 
 
-def _unpack_prometheus(into: Path) -> None:
-    """From Debian's package, which is not installed: it would start a server."""
+def _unpack(package: str, into: Path) -> None:
     if sys.platform != "linux" or shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise ToolError(f"promtool is not on PATH; install Prometheus (this is {platform.system()} without apt-get)")
-    _run(["apt-get", "update", "-qq"], BUILD_TIMEOUT_S, None, "apt-get cannot read its lists", cwd=into)
-    said = "Debian's package of Prometheus, which has promtool, cannot be fetched"
-    _run(["apt-get", "download", "-qq", "prometheus"], BUILD_TIMEOUT_S, None, said, cwd=into)
-    (package,) = into.glob("prometheus_*.deb")
-    _run(["dpkg-deb", "-x", str(package), str(into / "all")], RUN_TIMEOUT_S, None, said)
-    (into / "all" / "usr" / "bin" / "promtool").rename(into / "promtool")
-    shutil.rmtree(into / "all")
-    package.unlink()
+        raise ToolError(f"{package} is not installed; install it (this is {platform.system()} without apt-get)")
+    said = f"Debian's package {package} cannot be fetched"
+    run(["apt-get", "update", "-qq"], BUILD_TIMEOUT_S, None, "apt-get cannot read its lists", cwd=into)
+    run(["apt-get", "download", "-qq", package], BUILD_TIMEOUT_S, None, said, cwd=into)
+    (file,) = into.glob(f"{package}_*.deb")
+    run(["dpkg-deb", "-x", str(file), str(into)], RUN_TIMEOUT_S, None, said)
+    file.unlink()
 
 
-def _run(
+def run(
     command: Sequence[str], timeout_s: float, environment: dict[str, str] | None, wrong: str, cwd: Path | None = None
 ) -> None:
     try:
@@ -134,8 +153,8 @@ def _output(command: Sequence[str]) -> str:
 def main() -> int:
     """Install what is missing; print where everything is."""
     try:
-        for name, find in (("helm", helm), ("promtool", promtool), ("kubernetes-validate", validator)):
-            sys.stdout.write(f"{name}: {find()}\n")
+        for find in (helm, promtool, prometheus, dnsmasq, validator):
+            sys.stdout.write(f"{find.__name__}: {find()}\n")
     except ToolError as error:
         sys.stderr.write(f"{error}\n")
         return 1

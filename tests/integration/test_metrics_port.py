@@ -187,7 +187,7 @@ def test_what_is_served_where(server: RunningServer) -> None:
 def test_nothing_else_is_served(server: RunningServer) -> None:
     """Another path is 404 and says where the metrics are."""
     with pytest.raises(urllib.error.HTTPError) as missing:
-        urllib.request.urlopen(server.metrics_url.replace("/metrics", "/"), timeout=10)
+        urllib.request.urlopen(server.metrics_url.replace("/metrics", "/elsewhere"), timeout=10)
     assert missing.value.code == 404
     assert b"/metrics" in missing.value.read()
 
