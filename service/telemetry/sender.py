@@ -74,7 +74,7 @@ class HttpSender:
             self.close()
         if answer.status // 100 == 2:
             return _partial(body)
-        wait_s = _seconds(answer.getheader("retry-after"))
+        wait_s = seconds_of(answer.getheader("retry-after"))
         return Sent(f"HTTP {answer.status} {answer.reason}", again=answer.status in _HTTP_AGAIN, wait_s=wait_s)
 
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
@@ -133,7 +133,7 @@ def _partial(body: bytes) -> Sent:
     return Sent(rejected=max(0, partial.rejected_spans))
 
 
-def _seconds(retry_after: str | None) -> float:
+def seconds_of(retry_after: str | None) -> float:
     """Of a `Retry-After` in seconds; dates are rare, and our own pause will do."""
     try:
         seconds = float(retry_after or 0)

@@ -129,9 +129,14 @@ class Prometheus:
 
 @contextlib.contextmanager
 def running_prometheus(
-    directory: Path, jobs: Sequence[Object], rules: dict[str, Sequence[Object]], factor: Fraction
+    directory: Path,
+    jobs: Sequence[Object],
+    rules: dict[str, Sequence[Object]],
+    factor: Fraction,
+    features: Sequence[str] = (),
 ) -> Iterator[Prometheus]:
-    """Prometheus with these jobs and files of rules (name: groups), ended with the block."""
+    """Prometheus with these jobs, files of rules (name: groups) and features that are off by default, ended with the
+    block."""
     for name, groups in rules.items():
         (directory / f"{name}.rules.yml").write_text(yaml.safe_dump({"groups": list(groups)}))
     configuration = {
@@ -143,7 +148,7 @@ def running_prometheus(
     file.write_text(yaml.safe_dump(configuration))
     (port,) = free_ports(1)
     command = [str(tools.prometheus()), f"--config.file={file}", f"--storage.tsdb.path={directory / 'data'}"]
-    command += [f"--web.listen-address=127.0.0.1:{port}"]
+    command += [f"--web.listen-address=127.0.0.1:{port}", *(f"--enable-feature={name}" for name in features)]
     with (directory / "log").open("w") as log, subprocess.Popen(command, stderr=log) as process:
         try:
             found = Prometheus(port)

@@ -54,6 +54,8 @@ class Collector:
     headers: list[dict[str, str]] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     rejected: int = 0
+    # By HTTP, when to ask again.
+    retry_after: str = ""
     changed: threading.Condition = field(default_factory=threading.Condition)
     # Exports wait while it is not set.
     answering: threading.Event = field(default_factory=threading.Event)
@@ -120,6 +122,8 @@ def collector(certificate: trustme.LeafCert | None = None) -> Iterator[Collector
                 answer = collector.answer()
                 self.send_response(status)
                 self.send_header("content-length", str(len(answer)))
+                if collector.retry_after:
+                    self.send_header("retry-after", collector.retry_after)
                 self.end_headers()
                 self.wfile.write(answer)
 

@@ -17,7 +17,7 @@ from service.config.otlp import Destination, TelemetryError, find_destination
 from service.telemetry.encoding import Encoder
 from service.telemetry.exporter import Exporter
 from service.telemetry.finished import TracedBatch, TracedRequest
-from service.telemetry.sender import make_sender
+from service.telemetry.sender import make_sender, seconds_of
 from service.trace_context import RequestTrace
 from tests.support.otlp import Collector, collector
 from tests.unit.metrics.records import batch
@@ -102,6 +102,24 @@ def test_what_fails_for_now_is_tried_again(receiver: Collector, kind: str) -> No
         assert len(receiver.wait_for(lambda spans: len(spans) >= 4)) == 4
         wait_until(exporter, "exported", 1)
     assert receiver.exports == 2
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [(None, 0), ("3", 3), ("0.5", 0.5), ("-1", 0), ("nan", 0), ("inf", 0), ("Fri, 31 Dec", 0)]
+)
+def test_when_a_collector_wants_to_be_asked_again(header: str | None, seconds: float) -> None:
+    """In seconds; dates and nonsense are for our own pause."""
+    assert seconds_of(header) == seconds
+
+
+def test_a_collector_that_wants_to_be_asked_too_late(receiver: Collector) -> None:
+    """Later than an export may take: it is given up at once."""
+    receiver.statuses += [429]
+    receiver.retry_after = "3600"
+    with exporting(destination(receiver.http, "http/protobuf")) as exporter:
+        exporter.put(traced())
+        wait_until(exporter, "failed", 1)
+    assert receiver.exports == 1
 
 
 def test_what_is_not_accepted_is_not_tried_again(receiver: Collector) -> None:
