@@ -105,10 +105,10 @@ lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --quiet --no-strip-extras --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 	  pyproject.toml -o requirements/server.lock
 	$(BIN)/uv pip compile --quiet --no-strip-extras --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
-	  --extra dev --extra loadtests --extra models pyproject.toml -o requirements/dev.lock
+	  --extra dev --extra loadtests --extra models --extra otlp pyproject.toml -o requirements/dev.lock
 	$(BIN)/uv pip compile $(LOCK_IMAGE) requirements/build.in -o requirements/build.lock
-	$(BIN)/uv pip compile $(LOCK_IMAGE) --override requirements/image-cpu.override pyproject.toml -o requirements/image-cpu.lock
-	$(BIN)/uv pip compile $(LOCK_IMAGE) --extra cuda pyproject.toml -o requirements/image-cuda.lock
+	$(BIN)/uv pip compile $(LOCK_IMAGE) --override requirements/image-cpu.override --extra otlp pyproject.toml -o requirements/image-cpu.lock
+	$(BIN)/uv pip compile $(LOCK_IMAGE) --extra cuda --extra otlp pyproject.toml -o requirements/image-cuda.lock
 
 # The server as an image, on public bases; IMAGE_FLAGS="--target cuda -t onclock:cuda" for GPUs.
 IMAGE_FLAGS ?= -t onclock

@@ -105,13 +105,14 @@ def _is(server: Server, way: str) -> bool:
     return ("TLS" in way) == (server.credentials is not None) and ("keys" in way) == bool(server.metadata)
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """CPU time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-class _Client:
-    """So many calls in flight, each followed by the next."""
+class Client:
+    """So many calls in flight, each followed by the next. `metadata` goes with each."""
 
     def __init__(self, channels: list[grpc.Channel], name: str, metadata: tuple[tuple[str, str], ...]) -> None:
         shape = SHAPES[name]
@@ -130,8 +131,12 @@ class _Client:
 
     def _send(self, number: int) -> None:
         method = self._methods[number % len(self._methods)]
-        call = method.future(self._payload, timeout=30, metadata=self._metadata)
+        call = method.future(self._payload, timeout=30, metadata=self.metadata())
         call.add_done_callback(lambda done: self._answered(number, done))
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with the next call."""
+        return self._metadata
 
     def _answered(self, number: int, call: grpc.Future) -> None:
         if call.exception() is not None:
@@ -143,6 +148,7 @@ class _Client:
             self._send(number)
 
     def close(self) -> None:
+        """Send no more."""
         self._over = True
 
 
@@ -156,11 +162,11 @@ def _child(url: str, name: str, seconds: float, own: Path, pid: int) -> int:
     ]
     key = own / "key"
     metadata = (("authorization", f"Bearer {key.read_text()}"),) if key.exists() else ()
-    client = _Client(channels, name, metadata)
+    client = Client(channels, name, metadata)
     time.sleep(0.5)  # the window opens on a server at work
-    before = client.count, _cpu_s(pid)
+    before = client.count, cpu_s(pid)
     time.sleep(seconds)
-    after = client.count, _cpu_s(pid)
+    after = client.count, cpu_s(pid)
     client.close()
     if client.failed is not None or after[0] == before[0]:
         print(client.failed or "nothing was answered", file=sys.stderr)

@@ -71,6 +71,11 @@ class HeadModel(Model):
         present, rows = self._present, self._present_rows
         return replace(state, pending_requests=present, pending_rows=rows, staging_bytes=None)
 
+    @property
+    def instances(self) -> int:
+        """Its backbone's."""
+        return self._backbone.instances
+
     def offered(self) -> tuple[int, int]:
         """See `Model.offered`: of this head alone."""
         return self._offered, self._refused

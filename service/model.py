@@ -22,6 +22,7 @@ from service.engine.buffers import batch_output
 from service.engine.pool import Executed, Instance, SessionPool
 from service.engine.runtime import Runtime
 from service.errors import (
+    Cancelled,
     DeviceFailed,
     Draining,
     ExecutionFailed,
@@ -35,6 +36,8 @@ from service.metrics import ModelMetrics, ModelShard, ModelState
 from service.metrics.saturation import row_ns
 from service.request import BatchOutput, InferenceRequest, OutputPart, ShapeClass, halves, refusal_error
 from service.scheduler import Dispatch, LatencyModel, ModelQueue, QueuePolicy, Refusal, RefusalReason, Segment
+from service.telemetry import SpanTracer
+from service.telemetry.spans import traced_request
 from service.tensor import element_count
 from service.tracing import Tracer
 
@@ -93,6 +96,7 @@ class Model:
         self._incidents_lock = threading.Lock()
         self.load_ns: int | None = None
         self.tracer: Tracer | None = None
+        self.spans: SpanTracer | None = None
         # Output -> the names of its classes, for the classification extension.
         self.labels: Mapping[str, Sequence[str]] = {}
         self.queue = queue or runtime.add(policy, latency)
@@ -139,6 +143,11 @@ class Model:
             else None,
         )
 
+    @property
+    def instances(self) -> int:
+        """Batches of it that can run at the same time, on all its devices."""
+        return sum(len(pool.instances) for pool in self._pools.values())
+
     def row_ns(self) -> float:
         """Predicted time of a row within the objective, ns, of the shape that was measured at load or else was the
         first to come; 0 when nothing is known."""
@@ -171,7 +180,12 @@ class Model:
         return True
 
     def _record_cancelled(self, request: InferenceRequest) -> None:
-        self._shard().record_cancelled(request.arrival_ns, now_ns(), request.deadline_ns)
+        at_ns = now_ns()
+        self._shard().record_cancelled(request.arrival_ns, at_ns, request.deadline_ns)
+        if request.trace is not None and self.spans is not None:
+            told = traced_request(request)
+            self.spans.failed(self.name, self.version, told, "CANCELLED", Cancelled.reason, "", at_ns)
+            request.trace = None
 
     def busy_ns(self, at_ns: int) -> int:
         """For how long, in all likelihood, nothing new can start on any of the model's devices; 0 when it can now."""
@@ -278,6 +292,11 @@ class Model:
         tracer = self.tracer
         if tracer is not None and tracer.active:
             tracer.batch(self.name, self.version, record, answered)
+        spans = self.spans
+        if spans is not None:
+            traced = spans.batch(self.name, self.version, record, answered)
+            if traced:
+                self._shard().record_exemplars(record, traced)
 
     def _answer(self, segments: Sequence[Segment], outputs: list[BatchOutput]) -> list[InferenceRequest]:
         """Answer the requests whose last rows these are; the requests that were answered."""

@@ -16,6 +16,7 @@ from service.clock import NS_PER_MS
 from service.errors import DeadlineUnreachable, Expired, Overloaded, QueueFull, ServiceError
 from service.scheduler import QueuedRequest, Refusal, RefusalReason, Segment
 from service.tensor import Array, TensorSpec
+from service.trace_context import RequestTrace
 
 # What an input is kept as: raw bytes of a fixed-size datatype, or a flat object array of `str` for BYTES.
 InputData = memoryview | bytes | Array
@@ -94,9 +95,10 @@ class Responder(Protocol):
 class InferenceRequest(QueuedRequest):
     """See the module's docstring. `context` belongs to the responder: the call and the plan of the answer. `parts` are
     the chunks already run of a request too large for one batch; `answered` is set once it has its answer or its error.
-    `sequence` is set for stateful models, and `step` then belongs to the model."""
+    `sequence` is set for stateful models, and `step` then belongs to the model. `trace` is set while the request is
+    to be traced: whoever tells of its end takes it away."""
 
-    __slots__ = ("answered", "context", "inputs", "parts", "request_id", "responder", "sequence", "step")
+    __slots__ = ("answered", "context", "inputs", "parts", "request_id", "responder", "sequence", "step", "trace")
 
     shape: ShapeClass
 
@@ -118,6 +120,7 @@ class InferenceRequest(QueuedRequest):
         self.context = context
         self.request_id = request_id
         self.answered = False
+        self.trace: RequestTrace | None = None
         self.parts: list[OutputPart] | None = None
         self.sequence: SequenceFlags | None = None
         self.step: Any = None

@@ -14,16 +14,18 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 import grpc
 
 from service.clock import NS_PER_MS, NS_PER_S, now_ns
+from service.config.otlp import TelemetryError, find_destination, ignored_variables
 from service.config.settings import Settings
 from service.engine.devices import Devices, find_devices, names
 from service.engine.nvml import GpuMeter
 from service.engine.options import share_threads
 from service.engine.runtime import Runtime
-from service.errors import DeviceFailed, ModelLoadError
+from service.errors import DeviceFailed, ModelLoadError, ServiceError
 from service.frontend import native_ingress
 from service.frontend.access import AccessInterceptor
 from service.frontend.admin import Admin
@@ -39,11 +41,14 @@ from service.frontend.shared_memory import Regions
 from service.frontend.stream import StreamService
 from service.logs import LogControl
 from service.metrics import MetricsPortError, MetricsRegistry, MetricsServer
+from service.metrics.pages import no_pages
 from service.repository.changing import ModelControl
 from service.repository.loader import Loader, LoadOptions
 from service.repository.reaper import Reaper
 from service.repository.repository import LoadProgress, ModelRepository
 from service.state import Phase, ServerState
+from service.status_page import Observer, ObserverThread, status_pages
+from service.telemetry import SpanTracer, make_tracer
 from service.tracing import Tracer, TraceSettings
 
 log = logging.getLogger(__name__)
@@ -58,6 +63,8 @@ _FLUSH_S = 0.5
 _STOP_S = 5.0
 # How long a batch that is running when everybody else is gone may take to end.
 _LAST_BATCH_S = 1.0
+# And how long a collector may take for the last spans.
+_SPANS_S = 2.0
 
 # sysexits.h's EX_TEMPFAIL: nothing is wrong with how the server was started; start it again, perhaps elsewhere.
 EXIT_DEVICE_FAILED = 75
@@ -83,7 +90,11 @@ class Server:
         self.state = ServerState()
         self.registry = MetricsRegistry()
         self._security = Security(
-            settings.tls_files, settings.api_keys, settings.security_poll_secs, self.registry.security_reloaded
+            settings.tls_files,
+            settings.api_keys,
+            settings.security_poll_secs,
+            self.registry.security_reloaded,
+            self.registry.unrouted,
         )
         access = self._security.access
         self.devices: Devices = find_devices(
@@ -100,6 +111,9 @@ class Server:
                 settings.trace_log_frequency,
             ),
         )
+        self._spans = _make_spans(settings)
+        spans = self._spans
+        self.registry.spans = lambda: None if spans is None else asdict(spans.counts)
         self._gpus = GpuMeter([gpu.uuid for gpu in self.devices.gpus if gpu.uuid])
         loader = Loader(
             self._runtime,
@@ -111,6 +125,7 @@ class Server:
                 self._gpus.free_bytes,
             ),
             self._tracer,
+            spans,
         )
         self.repository = ModelRepository(settings.model_repository, loader, self.registry)
         self._reaper = Reaper(self.repository.stateful_models)
@@ -121,7 +136,7 @@ class Server:
         aged = settings.ingress == "core" or native_ingress.missing()
         self._grpc = grpc.server(
             self._control_pool,
-            interceptors=() if access is None else (AccessInterceptor(access),),
+            interceptors=() if access is None else (AccessInterceptor(access, self.registry.record_unrouted),),
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -135,9 +150,15 @@ class Server:
         )
         regions = Regions(settings.allow_client_shm, settings.max_in_flight_bytes)
         find = regions.find if settings.allow_client_shm else None
-        self._handler = InferenceHandler(self.repository, self.registry, find_region=find, access=access)
+        self._handler = InferenceHandler(self.repository, self.registry, find_region=find, access=access, spans=spans)
         self._stream_handler = InferenceHandler(
-            self.repository, self.registry, gated=False, find_region=find, access=access
+            self.repository,
+            self.registry,
+            gated=False,
+            find_region=find,
+            access=access,
+            spans=spans,
+            method="ModelStreamInfer",
         )
         self._streams = StreamService(
             self._stream_handler,
@@ -145,6 +166,7 @@ class Server:
             max(settings.max_in_flight_bytes, settings.max_streams),
             settings.max_streams + 16 * settings.control_threads,
             access,
+            spans is not None,
         )
         self._ingress = self._make_ingress()
         self._handler.outbox = self._ingress
@@ -164,16 +186,23 @@ class Server:
         register(self._grpc, control, admin, regions, changes, self._change_pool, self._streams, self._stream_pool)
         self.registry.streams = lambda: self._streams.streams
         self.registry.connections = self._ingress.count_connections
+        self.registry.refused = self._ingress.count_refused
+        self.registry.load_failures = self.repository.load_failures
+        for what in self._security.watched():
+            self.registry.security_watched(what)
         certificates = self._security.certificates
         self.registry.certificate_end_s = lambda: None if certificates is None else certificates.end_s
+        observer = Observer(self.registry, self.repository, self.state, settings.status_attainment)
+        self._observer = ObserverThread(observer) if settings.metrics_enabled and settings.status_page else None
         self._metrics = (
             MetricsServer(
                 settings.metrics_host or settings.host,
                 settings.metrics_port,
                 self.registry,
                 (lambda: certificates.context) if certificates is not None and settings.metrics_tls else None,
-                None if access is None else access.may_scrape,
+                None if access is None else self._may_scrape,
                 lambda: self.state.ready,
+                status_pages(observer.document) if settings.status_page else no_pages,
             )
             if settings.metrics_enabled
             else None
@@ -206,9 +235,13 @@ class Server:
             except MetricsPortError as error:
                 raise PortError(str(error)) from error
             self.metrics_port = self._metrics.port
+        if self._observer is not None:
+            self._observer.start()
         self._runtime.start()
         self._reaper.start()
         self._security.start()
+        if self._spans is not None:
+            self._spans.start()
         self._grpc.start()
         self._ingress.start()
         log.info(
@@ -233,6 +266,15 @@ class Server:
         self.repository.fail_device(device, DeviceFailed(self.state.failure))
         self._on_failure()
 
+    def _may_scrape(self, credentials: str | None) -> bool:
+        assert self._security.access is not None
+        try:
+            self._security.access.check_scrape(credentials)
+        except ServiceError as error:
+            self.registry.record_unrouted(error.reason)
+            return False
+        return True
+
     def _make_ingress(self) -> Ingress | NativeIngress:
         """What serves `ModelInfer`, as the settings want it. Raises `IngressError`."""
         settings, handler = self._settings, self._handler
@@ -254,6 +296,7 @@ class Server:
                 handler.gate,
                 handler.lull,
                 self._security.access,
+                self._spans is not None,
             )
         return NativeIngress(
             self._grpc,
@@ -270,6 +313,7 @@ class Server:
             self._security.access,
             int(settings.max_connection_age_s * NS_PER_S),
             int(settings.grace_period_s * NS_PER_S),
+            self._spans is not None,
         )
 
     def load(self, progress: LoadProgress, stopping: Callable[[], bool] = lambda: False) -> bool:
@@ -360,8 +404,12 @@ class Server:
         self._ingress.stop(_FLUSH_S, _STOP_S)
         ended = self._runtime.stop(_LAST_BATCH_S)
         self._tracer.close(_FLUSH_S)
+        if self._spans is not None:
+            self._spans.close(_SPANS_S)
         if self._metrics is not None:
             self._metrics.stop()
+        if self._observer is not None:
+            self._observer.stop()
         self._change_pool.shutdown(wait=False, cancel_futures=True)
         self._control_pool.shutdown(wait=False, cancel_futures=True)
         self._stream_pool.shutdown(wait=False, cancel_futures=True)
@@ -369,6 +417,35 @@ class Server:
         self.state.enter(Phase.STOPPED)
         log.info("stopped")
         return ended
+
+
+def _make_spans(settings: Settings) -> SpanTracer | None:
+    """What traces to the collector that the settings name, or else the environment; None: nobody does. Raises
+    `TelemetryError` only for the settings: a variable for every program of a machine must not keep this one from
+    serving."""
+    try:
+        destination = find_destination(settings.otlp_endpoint, os.environ)
+        if destination is None:
+            return None
+        tracer = make_tracer(destination, settings.trace_sample_ratio, settings.trace_client_limit)
+    except TelemetryError as error:
+        if settings.otlp_endpoint is not None:
+            raise
+        log.warning("no spans are sent", extra={"reason": str(error)})
+        return None
+    log.info(
+        "spans",
+        extra={
+            "collector": str(destination),
+            "protocol": destination.protocol.value,
+            "ratio": settings.trace_sample_ratio,
+            "clients_per_s": settings.trace_client_limit,
+        },
+    )
+    ignored = ignored_variables(os.environ)
+    if ignored:
+        log.warning("variables of OpenTelemetry that mean nothing here", extra={"variables": ", ".join(ignored)})
+    return tracer
 
 
 class StopSignal:
@@ -412,7 +489,7 @@ def run(settings: Settings, progress: LoadProgress) -> int:
     try:
         server = Server(settings, stop.request)
         server.start()
-    except (IngressError, ModelLoadError, PortError, SecurityError) as error:
+    except (IngressError, ModelLoadError, PortError, SecurityError, TelemetryError) as error:
         log.error("cannot start", extra={"reason": str(error)})
         return 1
     code = 0

@@ -28,6 +28,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "grpc_port",
         "metrics_port",
         "metrics_host",
+        "status_page",
+        "status_attainment",
         "ingress",
         "max_message_bytes",
         "max_in_flight",
@@ -65,6 +67,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "trace_rate",
         "trace_count",
         "trace_log_frequency",
+        "otlp_endpoint",
+        "trace_sample_ratio",
+        "trace_client_limit",
     ),
 }
 
@@ -73,6 +78,7 @@ _PLACEHOLDERS = {
     "profile_cache": "DIR",
     "trace_file": "FILE",
     "load_model": "NAME",
+    "otlp_endpoint": "URL",
     "host": "ADDRESS",
     "metrics_host": "ADDRESS",
     "tls_certificate": "FILE",

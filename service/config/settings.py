@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.config.otlp import TelemetryError, parse_endpoint
 from service.config.tls import TlsFiles
 
 ENV_PREFIX = "ONCLOCK_"
@@ -129,6 +130,15 @@ class Settings(BaseSettings):
     )
     metrics_host: Annotated[str | None, BeforeValidator(_none_or)] = Field(
         None, min_length=1, description="Address that the metrics port listens on. none = the same as host."
+    )
+    status_page: bool = Field(
+        True, description="Serve a page for people on the metrics port, at /: what promise is kept, and if not, why."
+    )
+    status_attainment: float = Field(
+        0.99,
+        ge=0.01,
+        le=0.9999,
+        description="Share of requests to be answered in time for the status page to call a promise kept.",
     )
     metrics_tls: bool = Field(
         False, description="Serve the metrics port by TLS as well, with the same certificate and client authorities."
@@ -325,6 +335,36 @@ class Settings(BaseSettings):
         le=2**31 - 1,
         description="Traces per file, which are then named TRACE_FILE.0, TRACE_FILE.1 and so on. 0 = all in one file.",
     )
+
+    otlp_endpoint: Annotated[str | None, BeforeValidator(_none_or)] = Field(
+        None,
+        description="URL of an OpenTelemetry collector that spans of traced requests are sent to, such as "
+        "http://collector:4318 (HTTP) or http://collector:4317 (gRPC). none = what OTEL_EXPORTER_OTLP_ENDPOINT says, "
+        "or no spans. Needs the extra 'otlp'.",
+    )
+    trace_sample_ratio: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of the requests that spans are sent of, among those whose client says nothing (no "
+        "traceparent). A client's own decision is followed.",
+    )
+    trace_client_limit: int = Field(
+        1000,
+        ge=0,
+        le=1_000_000,
+        description="Requests a second, at most, that are traced because their client says so; more are served "
+        "without spans, and counted.",
+    )
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _url(cls, endpoint: str | None) -> str | None:
+        try:
+            return endpoint if endpoint is None or parse_endpoint(endpoint, "") else None
+        except TelemetryError as error:
+            raise ValueError(str(error).removeprefix(": ")) from None
 
     @field_validator("model_repository")
     @classmethod

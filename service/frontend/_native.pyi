@@ -19,6 +19,12 @@ class Call:
         """Who asks: the number that `Endpoint.admit` was given with their key; 0: nobody known."""
 
     @property
+    def traceparent(self) -> str | None:
+        """The header of that name (several: joined by commas). None: there is none, or the endpoint is not `traced`."""
+
+    @property
+    def tracestate(self) -> str | None: ...
+    @property
     def encoding(self) -> str | None: ...
     def reply(self, parts: Sequence[bytes | memoryview], /) -> None: ...
     def fail(self, error: Exception, /) -> None: ...
@@ -49,6 +55,7 @@ class Endpoint:
         age_grace_ns: int,
         unseen: tuple[int, str, str],
         explain: Callable[[Exception], tuple[int, str, str]],
+        traced: bool = False,
     ) -> None: ...
     @property
     def calls(self) -> int: ...
@@ -64,6 +71,10 @@ class Endpoint:
 
     @property
     def connections(self) -> int: ...
+    @property
+    def refused(self) -> dict[str, int]:
+        """Calls that ended here before anybody was handed them, those of `share` apart: reason -> how many."""
+
     @property
     def turned_away(self) -> int:
         """Connections that were closed at once, since there were `max_connections`."""

@@ -155,13 +155,12 @@ class Access:
         if shared_memory and not caller.may(Group.SHARED_MEMORY):  # type: ignore[union-attr]
             self._deny(number, f"model '{model}': tensors in shared memory need '{Group.SHARED_MEMORY}'")
 
-    def may_scrape(self, credentials: str | None) -> bool:
-        """Whether the metrics port answers whoever sends this `authorization` header (None: none)."""
-        try:
-            number = ANONYMOUS if credentials is None else self.number_of(credentials)
-            return self._caller(number).may(Group.METRICS)
-        except ServiceError:
-            return False
+    def check_scrape(self, credentials: str | None) -> None:
+        """Raises `Unauthenticated` or `Forbidden` unless the metrics port answers whoever sends this `authorization`
+        header (None: none)."""
+        number = ANONYMOUS if credentials is None else self.number_of(credentials)
+        if not self._caller(number).may(Group.METRICS):
+            self._deny(number, f"metrics: needs '{Group.METRICS}'")
 
     def _caller(self, number: int) -> Caller:
         caller = self._callers.get(number)
@@ -178,8 +177,10 @@ class Access:
 class AccessInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
     """Applies `Access` to every method of a `grpc.Server`."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, on_denied: Callable[[str], None]) -> None:
+        """`on_denied` is told why a call was denied, in a word."""
         self._access = access
+        self._on_denied = on_denied
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         """See `grpc.ServerInterceptor`."""
@@ -190,6 +191,7 @@ class AccessInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
             number = self._access.identify(details.invocation_metadata)
             self._access.check(number, details.method)
         except ServiceError as error:
+            self._on_denied(error.reason)
             return _refusing(handler, error)
         if handler.request_streaming or details.method not in _MODEL_FIELDS:
             return handler
@@ -203,6 +205,7 @@ class AccessInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
             try:
                 self._access.check_request(number, method, request)
             except ServiceError as error:
+                self._on_denied(error.reason)
                 _abort(context, error)
             return inner(request, context, *more)
 

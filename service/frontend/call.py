@@ -7,7 +7,7 @@ Handlers never see a transport object, so different ingresses (`ingress.py`, `na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from service.clock import NS_PER_MS
@@ -29,6 +29,14 @@ class Call(Protocol):
     def caller(self) -> int:
         """Who asks, as `access.Access` numbers them; 0: whoever shows no key."""
 
+    @property
+    def traceparent(self) -> str | None:
+        """The metadata of that name (several: joined by commas). None: there is none, or nothing is traced."""
+
+    @property
+    def tracestate(self) -> str | None:
+        """As above."""
+
     on_cancel: Callable[[], object] | None
     """Called once if the client cancels, goes away or its deadline passes before the answer. Set by the handler."""
 
@@ -37,6 +45,16 @@ class Call(Protocol):
 
     def fail(self, error: ServiceError, /) -> None:
         """Answer with the status code and the message of `error`."""
+
+
+def trace_headers(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[str | None, str | None]:
+    """`traceparent` and `tracestate` of a call's metadata; several of one name are joined by commas, as HTTP has it."""
+    found: dict[str, str] = {}
+    for name, value in metadata:
+        if name in ("traceparent", "tracestate"):
+            text = value.decode("latin-1") if isinstance(value, bytes) else value
+            found[name] = f"{found[name]},{text}" if name in found else text
+    return found.get("traceparent"), found.get("tracestate")
 
 
 UnaryHandler = Callable[[bytes | memoryview, Call], None]

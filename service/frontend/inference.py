@@ -16,11 +16,15 @@ from service.frontend.call import NO_LULL, Call, Lull, Outbox
 from service.frontend.codec.decode import Decoder
 from service.frontend.codec.destination import Memory
 from service.frontend.codec.encode import encode
+from service.frontend.status import status_of
 from service.frontend.thinning import WINDOW_NS, ModelLoad, Thinning, shares_of, window_ns
 from service.metrics import MetricsRegistry
 from service.model import Model
 from service.repository.repository import ModelRepository
 from service.request import BatchOutput, InferenceRequest
+from service.telemetry import SpanTracer
+from service.telemetry.finished import TracedRequest
+from service.telemetry.spans import traced_request
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +43,15 @@ class InferenceHandler:
         gated: bool = True,
         find_region: Callable[[str], Memory] | None = None,
         access: Access | None = None,
+        spans: SpanTracer | None = None,
+        method: str = "ModelInfer",
     ) -> None:
         """`gated`: calls pass the gate (`gate` or `share`) before their messages are read. `find_region`: see
-        `Decoder`. `access` says who may have which model infer; None: everybody all of them."""
+        `Decoder`. `access` says who may have which model infer; None: everybody all of them. `spans` decides which
+        requests are traced, as calls of `method`; None: none."""
         self._access = access
+        self._spans = spans
+        self._method = method
         self._decoder = Decoder(repository, find_region)
         self._registry = registry
         self.stopping = ""
@@ -118,6 +127,8 @@ class InferenceHandler:
         except ServiceError as error:
             self._registry.record_unrouted(error.reason)
             call.fail(error)
+            if self._spans is not None:
+                self._trace_unrouted(self._spans, call, error)
             return
         plan = decoded.plan
         model = plan.model
@@ -136,6 +147,9 @@ class InferenceHandler:
             decoded.request_id,
         )
         request.sequence = plan.sequence
+        if self._spans is not None:
+            parent, state = (plan.traceparent, None) if plan.traceparent else (call.traceparent, call.tracestate)
+            request.trace = self._spans.begin(parent, state, self._method, arrival_ns)
         call.on_cancel = partial(model.cancel, request)
         if self._gated and model not in self._seen:
             self._seen[model] = model.offered()
@@ -155,8 +169,14 @@ class InferenceHandler:
 
     def fail(self, request: InferenceRequest, error: ServiceError) -> None:
         """Answer with an error."""
-        call = request.context[1]
+        plan, call, _ = request.context
         call.fail(error)
+        if request.trace is not None and self._spans is not None:
+            model, told = plan.model, traced_request(request)
+            # Nobody tells of its end again: an answer that cannot be encoded is one of a batch that was run.
+            request.trace = None
+            code, details, _ = status_of(error)
+            self._spans.failed(model.name, model.version, told, code.name, error.reason, details, now_ns())
         if log.isEnabledFor(logging.DEBUG):
             self._log(request, error.reason, str(error))
 
@@ -169,6 +189,15 @@ class InferenceHandler:
         """Send what was held."""
         if self.outbox is not None:
             self.outbox.flush()
+
+    def _trace_unrouted(self, spans: SpanTracer, call: Call, error: ServiceError) -> None:
+        """Tell of a request that reached no model."""
+        arrival_ns = call.arrival_ns
+        trace = spans.begin(call.traceparent, call.tracestate, self._method, arrival_ns)
+        if trace is not None:
+            told = TracedRequest(trace, arrival_ns, call.deadline_ns, 0, 0, b"")
+            code, details, _ = status_of(error)
+            spans.failed("", 0, told, code.name, error.reason, details, now_ns())
 
     def _log(self, request: InferenceRequest, outcome: str, detail: str) -> None:
         model = request.context[0].model

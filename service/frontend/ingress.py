@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -25,7 +26,7 @@ from grpc._cython import cygrpc
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
 from service.errors import InvalidRequest, QueueFull, ServiceError
 from service.frontend.access import Access
-from service.frontend.call import NO_LULL, Lull, UnaryHandler
+from service.frontend.call import NO_LULL, Lull, UnaryHandler, trace_headers
 from service.frontend.certificates import Certificates
 from service.frontend.status import as_service_error, status_of
 
@@ -71,7 +72,18 @@ class CoreCall:
     `answered` is told, on the ingress thread, when the transport has done with an answer.
     """
 
-    __slots__ = ("_answered", "_call", "_lock", "arrival_ns", "caller", "deadline_ns", "on_cancel", "size")
+    __slots__ = (
+        "_answered",
+        "_call",
+        "_lock",
+        "arrival_ns",
+        "caller",
+        "deadline_ns",
+        "on_cancel",
+        "size",
+        "traceparent",
+        "tracestate",
+    )
 
     def __init__(
         self, lock: threading.Lock, call: Any, deadline_ns: int, answered: Callable[[Any], None], caller: int = 0
@@ -84,6 +96,8 @@ class CoreCall:
         self.deadline_ns = deadline_ns
         self.caller = caller
         self.on_cancel: Callable[[], object] | None = None
+        self.traceparent: str | None = None
+        self.tracestate: str | None = None
 
     def _take(self) -> Any:
         """The core call if it is still to be answered, else None. Whoever takes it answers it."""
@@ -144,8 +158,11 @@ class Ingress:
         gate: Callable[[], ServiceError | None] = lambda: None,
         lull: Callable[[], Lull] = lambda: NO_LULL,
         access: Access | None = None,
+        traced: bool = False,
     ) -> None:
+        """`traced`: calls are told what their metadata says of traces."""
         self._access = access
+        self._traced = traced
         self._server = server
         self._core = check_core(server)
         self._method = method
@@ -157,6 +174,7 @@ class Ingress:
         # Changed by the ingress thread only.
         self.calls = 0
         self.bytes = 0
+        self._refused: Counter[str] = Counter()
         # Calls that somebody may still answer, or whose answer is on its way; whether no more of them will come.
         self._unfinished = 0
         self._closing = False
@@ -172,6 +190,10 @@ class Ingress:
     def count_connections(self) -> tuple[int, int] | None:
         """Not known: gRPC's core does not tell."""
         return None
+
+    def count_refused(self) -> Mapping[str, int]:
+        """Calls that were refused before `handler` was asked, by reason; those of `gate` are not among them."""
+        return self._refused.copy()
 
     def open(self, host: str, port: int, certificates: Certificates | None = None) -> int:
         """Listen on a port of `host` (0: any free one), with TLS if there are certificates; which port it is. Raises
@@ -248,6 +270,9 @@ class Ingress:
         self._request_call()
         core_call = event.call
         caller, refusal = self._identify(event)
+        refusal = refusal or self._full()
+        if refusal is not None:
+            self._refused[refusal.reason] += 1
         refusal = refusal or self._refusal()
         if refusal is not None:
             operations = (_SEND_INITIAL_METADATA(None, _NO_FLAGS), _RECEIVE_CLOSE(_NO_FLAGS), _error_status(refusal))
@@ -258,13 +283,17 @@ class Ingress:
         remaining_s = event.call_details.deadline - time.time()
         deadline_ns = now_ns() + int(remaining_s * NS_PER_S) if remaining_s < _FAR_FUTURE_S else NEVER_NS
         call = CoreCall(self._lock, core_call, deadline_ns, self._on_answered, caller)
+        if self._traced:
+            call.traceparent, call.tracestate = trace_headers(event.invocation_metadata or ())
         self._unfinished += 1
 
         def on_message(message_event: Any) -> None:
             message = message_event.batch_operations[0].message()
             if message is None:
                 # Closed without a message, or with one larger than allowed (the core has answered that one).
-                call.fail(InvalidRequest(f"{self._method} needs exactly one request message"))
+                refusal = InvalidRequest(f"{self._method} needs exactly one request message")
+                self._refused[refusal.reason] += 1
+                call.fail(refusal)
             else:
                 self._dispatch(message, call)
 
@@ -290,7 +319,9 @@ class Ingress:
                 )
             self._handler(message, call)
         except Exception as error:  # noqa: BLE001 - the boundary: the status table answers it, the thread lives on
-            call.fail(as_service_error(error, f"serving {self._method}"))
+            refusal = as_service_error(error, f"serving {self._method}")
+            self._refused[refusal.reason] += 1
+            call.fail(refusal)
 
     def _identify(self, event: Any) -> tuple[int, ServiceError | None]:
         """Who calls, and why they may not."""
@@ -303,11 +334,15 @@ class Ingress:
             return 0, error
         return number, None
 
-    def _refusal(self) -> ServiceError | None:
-        """Why to refuse a call before its message is read, if there is a reason."""
+    def _full(self) -> ServiceError | None:
+        """That there are too many calls, if there are."""
         if self.calls < self._max_calls:
-            try:
-                return self._gate()
-            except Exception as error:  # noqa: BLE001 - the boundary: the status table answers it, the thread lives on
-                return as_service_error(error, f"admitting a call of {self._method}")
+            return None
         return QueueFull(f"Exceeds maximum queue size: {self._max_calls} calls are in progress", NS_PER_MS)
+
+    def _refusal(self) -> ServiceError | None:
+        """Why to refuse a call before its message is read, if the gate has a reason."""
+        try:
+            return self._gate()
+        except Exception as error:  # noqa: BLE001 - the boundary: the status table answers it, the thread lives on
+            return as_service_error(error, f"admitting a call of {self._method}")

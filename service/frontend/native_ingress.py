@@ -19,7 +19,8 @@ import socket
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import grpc
@@ -87,7 +88,7 @@ class NativeIngress:
     says that a batch was answered. `unseen` is what the share is told. Connections beyond `max_connections` are closed
     at once. Those without a call for `idle_ns` (0: never) are ended, and so are those of `age_ns` (0: never); their
     calls in progress may then take `age_grace_ns`. With `access`, calls without a key for them are refused before their
-    message is read.
+    message is read. `traced`: calls are told what their metadata says of traces.
     """
 
     kind = "native"
@@ -108,6 +109,7 @@ class NativeIngress:
         access: Access | None = None,
         age_ns: int = 0,
         age_grace_ns: int = 0,
+        traced: bool = False,
     ) -> None:
         self._server = server
         self._method = method
@@ -122,8 +124,10 @@ class NativeIngress:
         self._access = access
         self._age_ns = age_ns
         self._age_grace_ns = age_grace_ns
+        self._traced = traced
         self._unseen = unseen or QueueFull("the server is overloaded", NS_PER_MS)
         self._endpoint: Endpoint
+        self._refused: Counter[str] = Counter()
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._thread = threading.Thread(target=self._serve, name="ingress", daemon=True)
 
@@ -155,6 +159,7 @@ class NativeIngress:
             self._age_grace_ns,
             explain(self._unseen),
             explain,
+            self._traced,
         )
         if certificates is not None:
             certificates.use(self._endpoint.secure)
@@ -183,6 +188,10 @@ class NativeIngress:
     def count_connections(self) -> tuple[int, int] | None:
         """Connections of clients, and those that were closed at once since there were `max_connections`."""
         return self._endpoint.connections, self._endpoint.turned_away
+
+    def count_refused(self) -> Mapping[str, int]:
+        """Calls that were refused before `handler` was asked, by reason; the share's are not among them."""
+        return self._refused + Counter(self._endpoint.refused)
 
     @property
     def bytes(self) -> int:
@@ -235,7 +244,9 @@ class NativeIngress:
                     )
             self._handler(message, call)
         except Exception as error:  # noqa: BLE001 - the boundary: the status table answers it, the thread lives on
-            call.fail(as_service_error(error, f"serving {self._method}"))
+            refusal = as_service_error(error, f"serving {self._method}")
+            self._refused[refusal.reason] += 1
+            call.fail(refusal)
 
     def _cancelled(self, call: Call) -> None:
         on_cancel, call.on_cancel = call.on_cancel, None  # it refers back to the call

@@ -10,14 +10,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from service.config.keys import MAX_FILE_BYTES, Keys, parse_keys
 from service.config.tls import TlsFiles
-from service.errors import ConfigError
+from service.errors import ConfigError, Forbidden, Unauthenticated
 from service.frontend.access import Access
 from service.frontend.certificates import CertificateError, Certificates
+
+# Why a call is denied for want of a key, in the words of metrics.
+DENIALS = (Unauthenticated.reason, Forbidden.reason)
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +32,8 @@ class SecurityError(Exception):
 class Security:
     """What protects the server. `certificates` and `access` are None where the settings name no files.
 
-    `on_reload` is told of every change: what ("certificate" or "keys"), and whether it could be used. Raises
-    `SecurityError`.
+    `on_reload` is told of every change: what ("certificate" or "keys"), and whether it could be used. `unrouted` says
+    how many calls were refused so far, by reason: the log tells of those that were denied. Raises `SecurityError`.
     """
 
     def __init__(
@@ -39,10 +42,14 @@ class Security:
         keys: Path | None,
         poll_s: float,
         on_reload: Callable[[str, bool], None] = lambda _what, _fine: None,
+        unrouted: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._keys = keys
         self._poll_s = poll_s
         self._on_reload = on_reload
+        self._unrouted = unrouted
+        # What the log knows of already.
+        self._denied: Mapping[str, int] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._watched: list[_Watched] = []
@@ -56,6 +63,10 @@ class Security:
             self.access = None if keys is None else Access(_read_keys(keys))
         except (CertificateError, ConfigError) as error:
             raise SecurityError(str(error)) from None
+
+    def watched(self) -> tuple[str, ...]:
+        """What may change: "certificate", "keys"."""
+        return tuple(watched.what for watched in self._watched)
 
     def start(self) -> None:
         """Look at the files from now on."""
@@ -73,6 +84,17 @@ class Security:
         while not self._stop.wait(self._poll_s):
             for watched in self._watched:
                 self._look(watched)
+            if self.access is not None:
+                self._tell_denied()
+
+    def _tell_denied(self) -> None:
+        """One line for all the calls that were denied since the last look, however many there were."""
+        counts = self._unrouted()
+        denied = {reason: counts.get(reason, 0) for reason in DENIALS}
+        more = {reason: count - self._denied.get(reason, 0) for reason, count in denied.items()}
+        self._denied = denied
+        if any(more.values()):
+            log.warning("calls were denied", extra=more)
 
     def _look(self, watched: _Watched) -> None:
         now = watched.digest()

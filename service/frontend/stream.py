@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
 from service.errors import Draining, QueueFull, ServiceError
 from service.frontend.access import Access
-from service.frontend.call import UnaryHandler
+from service.frontend.call import UnaryHandler, trace_headers
 from service.frontend.codec.wire import delimited, delimiter, split
 from service.frontend.status import as_service_error, status_of
 from service.pb.grpc_service_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
@@ -58,6 +58,8 @@ class StreamCall:
         "on_cancel",
         "response",
         "size",
+        "traceparent",
+        "tracestate",
     )
 
     def __init__(self, stream: InferStream, message: bytes, deadline_ns: int, caller: int) -> None:
@@ -70,6 +72,7 @@ class StreamCall:
         self.deadline_ns = deadline_ns
         self.caller = caller
         self.on_cancel: Callable[[], object] | None = None
+        self.traceparent, self.tracestate = stream.trace
         self.response: bytes | None = None
         self.error: ServiceError | None = None
 
@@ -129,8 +132,11 @@ class InferStream:
         end_on_error: bool,
         held: Held | None = None,
         caller: int = 0,
+        trace: tuple[str | None, str | None] = (None, None),
     ) -> None:
-        """`max_bytes`: requests and unread answers beyond which no more is read. `held`: bytes of all streams."""
+        """`max_bytes`: requests and unread answers beyond which no more is read. `held`: bytes of all streams. `trace`:
+        what the stream's metadata says of traces, for each request that says nothing itself."""
+        self.trace = trace
         self._caller = caller
         self._handler = handler
         self._held = held or Held(max_bytes)
@@ -273,11 +279,19 @@ class StreamService:
     """Serves `ModelStreamInfer` on a `grpc.Server`. Two threads a stream: one reads, one sends."""
 
     def __init__(
-        self, handler: UnaryHandler, max_streams: int, max_bytes: int, spare: int, access: Access | None = None
+        self,
+        handler: UnaryHandler,
+        max_streams: int,
+        max_bytes: int,
+        spare: int,
+        access: Access | None = None,
+        traced: bool = False,
     ) -> None:
         """At most `max_streams` streams, which hold `max_bytes` of requests between them. `spare`: calls that the
-        server may hand over beyond that number, to be refused. `access` knows whose stream it is."""
+        server may hand over beyond that number, to be refused. `access` knows whose stream it is.
+        `traced`: requests are told what the stream's metadata says of traces."""
         self._access = access
+        self._traced = traced
         self._handler = handler
         self._handling = threading.Lock()
         self._max_streams = max_streams
@@ -330,7 +344,8 @@ class StreamService:
         except ServiceError as error:
             _abort(context, error)
         end_on_error = metadata.get(GRPC_ERROR) == "true"
-        stream = InferStream(self._handle, _deadline_ns(context), self._share, end_on_error, self.held, caller)
+        trace = trace_headers(sent) if self._traced else (None, None)
+        stream = InferStream(self._handle, _deadline_ns(context), self._share, end_on_error, self.held, caller, trace)
         with self._lock:
             admitted = len(self._open) < self._max_streams
             if admitted:

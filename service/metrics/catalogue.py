@@ -6,14 +6,14 @@ that its dashboards and autoscalers work unchanged. What is new has the prefix `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.clock import NS_PER_S, NS_PER_US
 from service.metrics.buckets import DURATION_BOUNDS_NS, RATIO_BOUNDS, ROWS_BOUNDS, SLACK_BOUNDS_NS
-from service.metrics.exposition import format_number, histogram_lines, label_text, sample_line
+from service.metrics.exposition import exemplar_text, format_number, histogram_lines, label_text, sample_line
 from service.metrics.model import ModelState, ShardSum
-from service.metrics.shard import Totals
+from service.metrics.shard import Tally, Totals
 
 # Triton's four words for why a request failed, and our reasons that mean the same. All others are OTHER.
 TRITON_FAILURE_REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
@@ -29,16 +29,21 @@ _TRITON_REASON = {
     "out_of_memory": "BACKEND",
     "device_failed": "BACKEND",
 }
+# What happens to any model's requests sooner or later.
+_REFUSALS = ("draining", "expired", "overloaded", "queue_full", "unreachable")
+_FAILURES = ("cancelled", "execution", "invalid", "out_of_memory")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelView:
-    """One model version as a scrape sees it. `labels` are its `model` and `version` labels, ready to print."""
+    """One model version as a scrape sees it. `labels` are its `model` and `version` labels, ready to print. `epoch_ns`:
+    time since 1970 minus the monotonic clock, where exemplars are wanted."""
 
     labels: str
     state: ModelState
     sums: ShardSum
     attainment: float | None
+    epoch_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,7 @@ def _histogram(
     documentation: str,
     bounds: Sequence[float],
     read: Callable[[ShardSum], tuple[list[int], float]],
+    exemplars: Callable[[ModelView], Sequence[str]] = lambda _view: (),
 ) -> Family:
     texts = [format_number(bound) for bound in bounds]
 
@@ -92,17 +98,33 @@ def _histogram(
         if view.sums.totals.batches == 0:
             return ()
         cells, total = read(view.sums)
-        return histogram_lines(name, view.labels, texts, cells, total)
+        return histogram_lines(name, view.labels, texts, cells, total, exemplars(view))
 
     return Family(name, "histogram", documentation, lines)
 
 
-def _durations(name: str, documentation: str, read: Callable[[ShardSum], tuple[list[int], int]]) -> Family:
+def _durations(
+    name: str, documentation: str, histogram: str, read: Callable[[ShardSum], tuple[list[int], int]]
+) -> Family:
+    """`histogram`: what its exemplars are kept under."""
+
     def in_seconds(sums: ShardSum) -> tuple[list[int], float]:
         cells, total_ns = read(sums)
         return cells, _seconds(total_ns)
 
-    return _histogram(name, documentation, [_seconds(bound) for bound in DURATION_BOUNDS_NS], in_seconds)
+    def exemplars(view: ModelView) -> Sequence[str]:
+        cells = view.sums.exemplars.get(histogram)
+        if view.epoch_ns is None or cells is None:
+            return ()
+        epoch_ns = view.epoch_ns
+        return [
+            ""
+            if cell is None
+            else exemplar_text(cell.trace_id, _seconds(cell.value_ns), _seconds(cell.at_ns + epoch_ns))
+            for cell in cells
+        ]
+
+    return _histogram(name, documentation, [_seconds(bound) for bound in DURATION_BOUNDS_NS], in_seconds, exemplars)
 
 
 def _triton_failures(view: ModelView) -> Iterable[tuple[str, int]]:
@@ -111,6 +133,14 @@ def _triton_failures(view: ModelView) -> Iterable[tuple[str, int]]:
         for reason, tally in tallies.items():
             counts[_TRITON_REASON.get(reason, "OTHER")] += tally.requests
     return counts.items()
+
+
+def _tallies(view: ModelView, tallies: Mapping[str, Tally], usual: Iterable[str]) -> Iterable[tuple[str, int]]:
+    """How many requests each reason had. The `usual` reasons are there from the model's first batch on, so that their
+    first increase is seen; before that they say nothing (see `_histogram`)."""
+    counts = dict.fromkeys(usual, 0) if view.sums.totals.batches else {}
+    counts.update((reason, tally.requests) for reason, tally in tallies.items())
+    return sorted(counts.items())
 
 
 def _optional_seconds(ns: int | None) -> float | None:
@@ -151,26 +181,31 @@ MODEL_FAMILIES: tuple[Family, ...] = (
     _durations(
         "onclock_request_duration_seconds",
         "Time from arrival to answer",
+        "request",
         lambda s: (s.request_cells, s.totals.request_ns),
     ),
     _durations(
         "onclock_queue_duration_seconds",
         "Time from arrival to dispatch",
+        "queue",
         lambda s: (s.queue_cells, s.totals.queue_ns),
     ),
     _durations(
         "onclock_compute_input_duration_seconds",
         "Time to gather a request's batch, counted once per request",
+        "input",
         lambda s: (s.input_cells, s.totals.compute_input_ns),
     ),
     _durations(
         "onclock_compute_infer_duration_seconds",
         "Time to run a request's batch, counted once per request",
+        "infer",
         lambda s: (s.infer_cells, s.totals.compute_infer_ns),
     ),
     _durations(
         "onclock_compute_output_duration_seconds",
         "Time to take a request's batch apart, counted once per request",
+        "output",
         lambda s: (s.output_cells, s.totals.compute_output_ns),
     ),
     _histogram(
@@ -189,12 +224,12 @@ MODEL_FAMILIES: tuple[Family, ...] = (
     _by_reason(
         "onclock_refusals_total",
         "Requests refused to keep the promise made to others, or because it can no longer be kept",
-        lambda v: ((reason, tally.requests) for reason, tally in sorted(v.sums.refusals.items())),
+        lambda v: _tallies(v, v.sums.refusals, _REFUSALS),
     ),
     _by_reason(
         "onclock_failures_total",
         "Requests that failed or were cancelled",
-        lambda v: ((reason, tally.requests) for reason, tally in sorted(v.sums.failures.items())),
+        lambda v: _tallies(v, v.sums.failures, _FAILURES),
     ),
     _gauge(
         "onclock_slo_attainment",

@@ -46,8 +46,24 @@ def sample_line(name: str, labels: str, value: float) -> str:
     return f"{name}{{{labels}}} {format_number(value)}" if labels else f"{name} {format_number(value)}"
 
 
-def histogram_lines(name: str, labels: str, bounds: Sequence[str], cells: Sequence[int], total: float) -> list[str]:
-    """The samples of one histogram.
+def exemplar_text(trace_id: bytes, value: float, at_s: float) -> str:
+    """What OpenMetrics has behind a bucket: a trace in which one of its values can be seen, and when (since 1970)."""
+    return f' # {{trace_id="{trace_id.hex()}"}} {format_number(value)} {at_s:.3f}'
+
+
+def family_lines(
+    name: str, kind: str, documentation: str, samples: Iterable[tuple[Iterable[tuple[str, str]], float]]
+) -> list[str]:
+    """A whole family: its header and each sample, which is labels and a value."""
+    lines = header_lines(name, kind, documentation)
+    lines += [sample_line(name, label_text(labels), value) for labels, value in samples]
+    return lines
+
+
+def histogram_lines(
+    name: str, labels: str, bounds: Sequence[str], cells: Sequence[int], total: float, exemplars: Sequence[str] = ()
+) -> list[str]:
+    """The samples of one histogram. `exemplars`: what follows each bucket (empty: nothing does).
 
     `cells[i]` counts the values up to `bounds[i]` and beyond the bound before; the last cell is everything beyond the
     last bound. `total` is the sum of the values.
@@ -55,9 +71,9 @@ def histogram_lines(name: str, labels: str, bounds: Sequence[str], cells: Sequen
     prefix = f"{labels}," if labels else ""
     lines: list[str] = []
     cumulative = 0
-    for bound, cell in zip((*bounds, "+Inf"), cells, strict=True):
+    for bound, cell, exemplar in zip((*bounds, "+Inf"), cells, exemplars or [""] * len(cells), strict=True):
         cumulative += cell
-        lines.append(f'{name}_bucket{{{prefix}le="{bound}"}} {cumulative}')
+        lines.append(f'{name}_bucket{{{prefix}le="{bound}"}} {cumulative}{exemplar}')
     lines.append(sample_line(f"{name}_sum", labels, total))
     lines.append(sample_line(f"{name}_count", labels, cumulative))
     return lines

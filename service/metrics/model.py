@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from service.clock import NS_PER_MS, NS_PER_S, now_ns
 from service.metrics.buckets import DURATION_BOUNDS_NS, RATIO_BOUNDS, ROWS_BOUNDS, SLACK_BOUNDS_NS
 from service.metrics.saturation import Demand
-from service.metrics.shard import WINDOW_STEP_NS, WINDOW_STEPS, BatchTally, ModelShard, Tally, Totals
+from service.metrics.shard import WINDOW_STEP_NS, WINDOW_STEPS, BatchTally, Exemplar, ModelShard, Tally, Totals
 from service.metrics.statistics import BatchStatistics, ModelStatistics, StatisticDuration
 
 # What is asked for is looked at over the last fifteen seconds, in whole steps: as often as Kubernetes looks.
@@ -67,6 +67,7 @@ class ShardSum:
     batch_tallies: dict[int, BatchTally] = field(default_factory=dict)
     failures: dict[str, Tally] = field(default_factory=dict)
     refusals: dict[str, Tally] = field(default_factory=dict)
+    exemplars: dict[str, list[Exemplar | None]] = field(default_factory=dict)
 
 
 class ModelMetrics:
@@ -131,6 +132,25 @@ class ModelMetrics:
                     in_time += cell.in_time
         return in_time / offered if offered else None
 
+    def ended(self, step: int) -> tuple[int, int]:
+        """Requests that ended in one step of the window (`WINDOW_STEP_NS`): those offered, and those kept in time."""
+        offered = in_time = 0
+        for shard in self._shards.copy():
+            for cell in shard.window.copy():
+                if cell.step == step:
+                    offered += cell.offered
+                    in_time += cell.in_time
+        return offered, in_time
+
+    def events(self) -> int:
+        """Grows with everything that is recorded. Costs a fraction of `sum`, which need not be made while it stands."""
+        return sum(
+            shard.totals.batches
+            + sum(tally.requests for tally in shard.refusals.copy().values())
+            + sum(tally.requests for tally in shard.failures.copy().values())
+            for shard in self._shards.copy()
+        )
+
     def demand(self, at_ns: int) -> Demand | None:
         """What was asked of the model in the last whole steps; None when nothing was."""
         newest = at_ns // WINDOW_STEP_NS
@@ -178,7 +198,20 @@ def add_up(shards: Sequence[ModelShard]) -> ShardSum:
             result.batch_tallies[rows] = BatchTally(*(a + b for a, b in zip(before, tally, strict=True)))
         _add_tallies(result.failures, shard.failures.copy())
         _add_tallies(result.refusals, shard.refusals.copy())
+        _add_exemplars(result.exemplars, shard.exemplars)
     return result
+
+
+def _add_exemplars(into: dict[str, list[Exemplar | None]], more: dict[str, list[Exemplar | None]]) -> None:
+    for histogram, cells in more.items():
+        known = into.get(histogram) or [None] * len(cells)
+        into[histogram] = [_newer(a, b) for a, b in zip(known, cells.copy(), strict=True)]
+
+
+def _newer(a: Exemplar | None, b: Exemplar | None) -> Exemplar | None:
+    if a is None or b is None:
+        return a or b
+    return a if a.at_ns > b.at_ns else b
 
 
 def _add_tallies(into: dict[str, Tally], more: dict[str, Tally]) -> None:

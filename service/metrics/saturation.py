@@ -36,11 +36,16 @@ def row_ns(latencies: Mapping[int, int], slo_ns: int | None) -> float:
     return min((ns / rows for rows, ns in known), default=0.0)
 
 
-def saturation(demands: Iterable[Demand], slots: Mapping[str, int]) -> float:
-    """Of the device that has the most to do; `slots`: batches at once on each. 0 without any demand."""
+def device_loads(demands: Iterable[Demand], slots: Mapping[str, int]) -> dict[str, float]:
+    """The saturation of each device that anything is asked of; `slots`: batches at once on each."""
     load: dict[str, float] = {}
     for demand in demands:
         for device in demand.devices:
             share = demand.rows_per_s * demand.row_ns / NS_PER_S / len(demand.devices)
-            load[device] = load.get(device, 0.0) + share
-    return max((busy / max(1, slots.get(device, 1)) for device, busy in load.items()), default=0.0)
+            load[device] = load.get(device, 0.0) + share / max(1, slots.get(device, 1))
+    return load
+
+
+def saturation(demands: Iterable[Demand], slots: Mapping[str, int]) -> float:
+    """Of the device that has the most to do; `slots`: batches at once on each. 0 without any demand."""
+    return max(device_loads(demands, slots).values(), default=0.0)

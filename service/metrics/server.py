@@ -1,4 +1,4 @@
-"""The metrics port: HTTP GET /metrics; /livez and /readyz for probes that cannot ask by gRPC; nothing else.
+"""The metrics port: HTTP GET /metrics; /livez and /readyz for probes that cannot ask by gRPC; pages for people.
 
 Promise: constructing does nothing; `start` binds and serves from a thread of its own, or raises `MetricsPortError`
 saying what to do; `stop` closes the port and returns when the thread has ended. At most a few connections are served
@@ -14,13 +14,16 @@ import socketserver
 import ssl
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import urlsplit
 
 from service.metrics.exposition import CONTENT_TYPE
+from service.metrics.negotiation import wants_openmetrics
+from service.metrics.openmetrics import CONTENT_TYPE as OPENMETRICS_TYPE
+from service.metrics.pages import CHALLENGES, Pages, as_bearer, no_pages
 from service.metrics.registry import MetricsRegistry
 
 # Two Prometheus servers, a person and a probe or two; beyond that the connection is closed.
@@ -34,7 +37,7 @@ _GZIP_LEVEL = 1
 
 
 _TEXT = "text/plain; charset=utf-8"
-_NO_KEY = b"expected an API key of the group 'metrics' in 'Authorization: Bearer KEY'\n"
+_NO_KEY = b"expected an API key of the group 'metrics' in 'Authorization: Bearer KEY', or as a password\n"
 
 
 class MetricsPortError(Exception):
@@ -52,11 +55,13 @@ class MetricsServer:
         tls: Callable[[], ssl.SSLContext] | None = None,
         may_scrape: Callable[[str | None], bool] | None = None,
         ready: Callable[[], bool] = lambda: True,
+        pages: Pages = no_pages,
     ) -> None:
         """`tls` is asked for each connection (None: no TLS); `may_scrape` for each scrape, with its `Authorization`
         header (None: everybody may); `ready` for each probe, which needs no key: it learns no more than whoever
-        connects."""
+        connects; `pages` for what else there is, which needs what a scrape needs."""
         self._ready = ready
+        self._pages = pages
         self._tls = tls
         self._may_scrape = may_scrape
         self.host = host
@@ -72,7 +77,9 @@ class MetricsServer:
         host = self.host.removeprefix("[").removesuffix("]")
         try:
             family = socket.getaddrinfo(host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-            server = _Server(family, (host, self.port), self._registry, self._tls, self._may_scrape, self._ready)
+            server = _Server(
+                family, (host, self.port), self._registry, self._tls, self._may_scrape, self._ready, self._pages
+            )
         except OSError as error:
             raise MetricsPortError(
                 f"cannot listen on {self.host}:{self.port} for metrics: {error.strerror or error}; choose another with "
@@ -111,8 +118,10 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         tls: Callable[[], ssl.SSLContext] | None,
         may_scrape: Callable[[str | None], bool] | None,
         ready: Callable[[], bool],
+        pages: Pages,
     ) -> None:
         self.ready = ready
+        self.pages = pages
         self.may_scrape = may_scrape
         self._tls = tls
         self.address_family = family
@@ -160,19 +169,26 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.SERVICE_UNAVAILABLE, _TEXT, b"not ready\n")
             return
         may_scrape = self.server.may_scrape
-        if may_scrape is not None and not may_scrape(self.headers.get("Authorization")):
+        if may_scrape is not None and not may_scrape(as_bearer(self.headers.get("Authorization"))):
             self._answer(HTTPStatus.UNAUTHORIZED, _TEXT, _NO_KEY)
+            return
+        page = self.server.pages(path)
+        if page is not None:
+            self._answer(HTTPStatus.OK, page.content_type, page.body, page.headers)
             return
         if path != "/metrics":
             self._answer(HTTPStatus.NOT_FOUND, _TEXT, b"not found; metrics are at /metrics\n")
             return
+        openmetrics = wants_openmetrics(",".join(self.headers.get_all("Accept", ())))
         with self.server.render_lock:
-            body = self.server.registry.render()
-        self._answer(HTTPStatus.OK, CONTENT_TYPE, body)
+            body = self.server.registry.render(openmetrics)
+        self._answer(HTTPStatus.OK, OPENMETRICS_TYPE if openmetrics else CONTENT_TYPE, body)
 
     do_HEAD = do_GET  # noqa: N815
 
-    def _answer(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
+    def _answer(
+        self, status: HTTPStatus, content_type: str, body: bytes, headers: Iterable[tuple[str, str]] = ()
+    ) -> None:
         accepted = (part.split(";")[0].strip().lower() for part in self.headers.get("Accept-Encoding", "").split(","))
         compressed = status is HTTPStatus.OK and "gzip" in accepted
         if compressed:
@@ -180,8 +196,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
-        if status is HTTPStatus.UNAUTHORIZED:
-            self.send_header("WWW-Authenticate", "Bearer")
+        for name, value in (*headers, *(CHALLENGES if status is HTTPStatus.UNAUTHORIZED else ())):
+            self.send_header(name, value)
         if compressed:
             self.send_header("Content-Encoding", "gzip")
         self.end_headers()

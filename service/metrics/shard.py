@@ -20,12 +20,16 @@ from typing import NamedTuple, Protocol
 from service.batch import BatchRecord
 from service.clock import NEVER_NS, NS_PER_S
 from service.metrics.buckets import DURATION_BOUNDS_NS, RATIO_BOUNDS, ROWS_BOUNDS, SLACK_BOUNDS_NS
+from service.trace_context import RequestTrace
 
 # The attainment gauge looks back one minute (a Prometheus scrape or two), in steps of five seconds.
 WINDOW_STEP_NS = 5 * NS_PER_S
 WINDOW_STEPS = 12
 # One cell more than the window, so that the writer never overwrites a cell a reader still counts.
 _RING_CELLS = WINDOW_STEPS + 1
+
+# The histograms of durations, which have exemplars.
+DURATION_HISTOGRAMS = ("request", "queue", "input", "infer", "output")
 
 # A slack beyond this is that of a batch without any deadline (NEVER_NS minus the present time).
 _NO_DEADLINE_NS = NEVER_NS // 2
@@ -43,6 +47,23 @@ class CompletedRequest(Protocol):
     def deadline_ns(self) -> int: ...
     @property
     def rows(self) -> int: ...
+
+
+class TracedRequest(Protocol):
+    """What a shard reads of an answered request that was traced."""
+
+    @property
+    def arrival_ns(self) -> int: ...
+    @property
+    def trace(self) -> RequestTrace: ...
+
+
+class Exemplar(NamedTuple):
+    """A trace in which a histogram's value can be seen. Nanoseconds; `at_ns` monotonic."""
+
+    trace_id: bytes
+    value_ns: int
+    at_ns: int
 
 
 class Totals(NamedTuple):
@@ -101,6 +122,7 @@ class ModelShard:
         "batch_rows_cells",
         "batch_tallies",
         "close_reasons",
+        "exemplars",
         "failures",
         "infer_cells",
         "input_cells",
@@ -131,6 +153,8 @@ class ModelShard:
         self.failures: dict[str, Tally] = {}
         self.refusals: dict[str, Tally] = {}
         self.window: list[WindowCell] = []
+        # Histogram -> the newest exemplar of each cell; made with the first traced request. Cells are replaced whole.
+        self.exemplars: dict[str, list[Exemplar | None]] = {}
 
     def _make_cells(self) -> None:
         durations = len(DURATION_BOUNDS_NS) + 1
@@ -215,6 +239,24 @@ class ModelShard:
             before.ratio + ratio,
         )
         self._count_offered(done_ns, count, count - late)
+
+    def record_exemplars(self, record: BatchRecord, traced: Sequence[TracedRequest]) -> None:
+        """Keep those of a batch's answered requests that are traced as exemplars: one for each cell of the histograms
+        of durations, the newest."""
+        if not self.exemplars:
+            self.exemplars = {name: [None] * (len(DURATION_BOUNDS_NS) + 1) for name in DURATION_HISTOGRAMS}
+        done_ns = record.done_ns
+        for request in traced:
+            trace_id = request.trace.trace_id
+            self._keep("request", Exemplar(trace_id, done_ns - request.arrival_ns, done_ns))
+            self._keep("queue", Exemplar(trace_id, record.dispatched_ns - request.arrival_ns, done_ns))
+        trace_id = traced[-1].trace.trace_id
+        self._keep("input", Exemplar(trace_id, record.started_ns - record.dispatched_ns, done_ns))
+        self._keep("infer", Exemplar(trace_id, record.finished_ns - record.started_ns, done_ns))
+        self._keep("output", Exemplar(trace_id, done_ns - record.finished_ns, done_ns))
+
+    def _keep(self, histogram: str, exemplar: Exemplar) -> None:
+        self.exemplars[histogram][bisect_left(DURATION_BOUNDS_NS, exemplar.value_ns)] = exemplar
 
     def record_failure(self, reason: str, arrival_ns: int, now_ns: int) -> None:
         """Record a request that failed; `reason` is the error class's word (`service.errors`)."""

@@ -40,6 +40,7 @@ from service.repository.policy import delivery_ns, latency_model, queue_policy
 from service.request import ShapeClass
 from service.scheduler import QueuePolicy
 from service.sequence_model import SequenceModel
+from service.telemetry import SpanTracer
 from service.tracing import Tracer
 
 
@@ -75,9 +76,18 @@ class Loaded:
 class Loader:
     """Loads model versions onto the devices of one runtime. Safe to use from several threads."""
 
-    def __init__(self, runtime: Runtime, devices: Devices, options: LoadOptions, tracer: Tracer | None = None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        devices: Devices,
+        options: LoadOptions,
+        tracer: Tracer | None = None,
+        spans: SpanTracer | None = None,
+    ) -> None:
+        """`tracer` and `spans` are told of what the models have answered."""
         self._runtime = runtime
         self._tracer = tracer
+        self._spans = spans
         self._devices = devices
         self._options = options
         # Finds the backbone of a head among what serves; raises `ModelLoadError`. Set by who has the models.
@@ -207,7 +217,7 @@ class Loader:
             built = HeadModel(config, version, policy, backbone.model, head, self._runtime, metrics)
             metrics.state = built.state
             built.labels = labels
-            built.tracer = self._tracer
+            built.tracer, built.spans = self._tracer, self._spans
             note = f"a head on '{backbone.model.name}' version {backbone.model.version}"
             return Loaded(built, completed, [note], 0, False, 0, None, graph, path)
 
@@ -228,7 +238,7 @@ class Loader:
             tensors = StepTensors(config, directory)
             model = SequenceModel(config, version, policy, latency, pools, self._runtime, metrics, tensors)
         metrics.state = model.state
-        model.tracer = self._tracer
+        model.tracer, model.spans = self._tracer, self._spans
         return model
 
     def _free_bytes(self, device: Device) -> int | None:

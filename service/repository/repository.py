@@ -173,6 +173,13 @@ class ModelRepository:
         unavailable = [entry for entry in self.index() if entry.state is VersionState.UNAVAILABLE]
         return [entry for entry in unavailable if entry.reason and entry.asked]
 
+    def load_failures(self) -> list[tuple[str, bool]]:
+        """Every model, by name, and whether the last attempt to load it, or a version of it, failed."""
+        failed: dict[str, bool] = {}
+        for entry in self.index():
+            failed[entry.name] = failed.get(entry.name, False) or bool(entry.reason and entry.asked)
+        return list(failed.items())
+
     # ---------------------------------------------------------------- loading
 
     def load_all(

@@ -48,7 +48,9 @@ def test_what_is_in_it(image: str) -> None:
 def test_it_serves_the_examples_with_nothing_to_write_to(image: str) -> None:
     """By the native ingress, ready within seconds; it ends by SIGTERM with exit code 0."""
     began = time.monotonic()
-    with running(image, mounts=[EXAMPLES]) as container:
+    # What sends spans is in the image, too; that nobody takes them is no matter.
+    with running(image, "--otlp-endpoint", "http://127.0.0.1:9", mounts=[EXAMPLES]) as container:
+        assert container.wait_for_log("spans")["protocol"] == "http/protobuf"
         assert container.wait_for_log("listening")["ingress"] == "native"
         container.wait_for_log("ready")
         assert time.monotonic() - began < MOST_START_S

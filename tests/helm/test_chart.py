@@ -588,9 +588,29 @@ def test_a_network_policy_lets_in_who_is_listed_and_out_to_nowhere() -> None:
     assert [rule["ports"][0]["port"] for rule in policy["ingress"]] == ["grpc", "metrics"]
     assert policy["ingress"][0]["from"] == [{"podSelector": {}}]
     everything = rendered_set(EVERYTHING).one("NetworkPolicy")["spec"]
-    assert [rule["ports"][0]["port"] for rule in everything["egress"]] == [53, 443]
+    assert [rule["ports"][0]["port"] for rule in everything["egress"]] == [53, 4318, 443]
     test_pod = rendered_set(EVERYTHING).one("Pod")["metadata"]["labels"]
     assert everything["ingress"][-1]["from"][0]["podSelector"]["matchLabels"].items() <= test_pod.items()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [
+        ("http://collector.monitoring:4317", 4317),
+        ("https://otlp.example.com/v1/traces", 443),
+        ("http://collector", 80),
+        ("http://[fd00::1]:4318", 4318),
+        ("http://[fd00::1]", 80),
+    ],
+)
+def test_pods_reach_the_collector_of_their_spans(endpoint: str, port: int) -> None:
+    """The server is told where it is, and a network policy lets it go there, by name."""
+    rendered = render(MINIMAL, "networkPolicy.enabled=true", f'config.otlp_endpoint="{endpoint}"')
+    assert rendered.one("ConfigMap")["data"]["ONCLOCK_OTLP_ENDPOINT"] == endpoint
+    names, collector = rendered.one("NetworkPolicy")["spec"]["egress"]
+    assert {rule["port"] for rule in names["ports"]} == {53}
+    assert collector["ports"] == [{"port": port, "protocol": "TCP"}]
+    assert collector["to"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
 
 
 # ---------------------------------------------------------------------------------------------------- scaling

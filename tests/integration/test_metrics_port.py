@@ -175,7 +175,9 @@ def test_what_is_served_where(server: RunningServer) -> None:
     for name in ("counted", "poison", "slow", "promised"):
         assert scrape.value("onclock_model_ready", model=name) == 1
         assert scrape.value("onclock_model_load_seconds", model=name) > 0
-    assert not [s for s in scrape.samples if s.labels.get("model") == "broken"]
+        assert scrape.value("onclock_model_load_failed", model=name) == 0
+    broken = [sample for sample in scrape.samples if sample.labels.get("model") == "broken"]
+    assert [(sample.name, sample.value) for sample in broken] == [("onclock_model_load_failed", 1)]
     assert scrape.value("onclock_device_info", device="cpu", provider="CPUExecutionProvider") == 1
     assert scrape.value("onclock_build_info") == 1
     assert scrape.value("process_resident_memory_bytes") > 1e7
@@ -185,7 +187,7 @@ def test_what_is_served_where(server: RunningServer) -> None:
 def test_nothing_else_is_served(server: RunningServer) -> None:
     """Another path is 404 and says where the metrics are."""
     with pytest.raises(urllib.error.HTTPError) as missing:
-        urllib.request.urlopen(server.metrics_url.replace("/metrics", "/"), timeout=10)
+        urllib.request.urlopen(server.metrics_url.replace("/metrics", "/elsewhere"), timeout=10)
     assert missing.value.code == 404
     assert b"/metrics" in missing.value.read()
 

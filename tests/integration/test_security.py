@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 import socket
 import ssl
 import threading
@@ -586,6 +587,34 @@ def test_the_metrics_port_needs_a_key_as_well(ingress: str, secured: Secured) ->
         with urllib.request.urlopen(secured.server.metrics_url.replace("metrics", probe)) as answer:
             assert answer.read() == b"ok\n"
     assert status(secured.keys["metrics"]) == 200
+
+
+def test_calls_that_are_denied_are_seen(ingress: str, secured: Secured) -> None:
+    """Each once, wherever it was denied: before its message was read, for what it asks, at the metrics port."""
+
+    def denied() -> tuple[float, float]:
+        key = {"Authorization": f"Bearer {secured.keys['metrics']}"}
+        with urllib.request.urlopen(urllib.request.Request(secured.server.metrics_url, headers=key)) as answer:
+            text = answer.read().decode()
+        found = dict(re.findall(r'^onclock_unrouted_requests_total\{reason="(\w+)"\} (\d+)$', text, re.MULTILINE))
+        return int(found["unauthenticated"]), int(found["forbidden"])
+
+    assert denied() == (0, 0)
+    metrics, infers, sees = (secured.keys[name] for name in ("metrics", "infers double", "sees double"))
+    sent = 0
+    for key, code in ((None, "UNAUTHENTICATED"), ("wrong", "UNAUTHENTICATED"), (metrics, "PERMISSION_DENIED")):
+        for method in ("ModelInfer", "ModelMetadata", "RepositoryIndex", "ModelStreamInfer"):
+            message = next(message for message in CALLS[method] if message is not None)
+            assert secured.call(method, message, key) == code
+        sent += 4
+    assert denied() == (sent * 2 // 3, sent // 3)
+    # A key for another model: the message was read.
+    assert secured.call("ModelInfer", CALLS["ModelInfer"][1], infers) == "PERMISSION_DENIED"
+    assert secured.call("ModelMetadata", CALLS["ModelMetadata"][1], sees) == "PERMISSION_DENIED"
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(secured.server.metrics_url)
+    assert denied() == (sent * 2 // 3 + 1, sent // 3 + 2)
+    secured.server.wait_for_log("calls were denied")
 
 
 def test_the_metrics_port_by_tls(

@@ -31,7 +31,7 @@ def echo(message: bytes | memoryview, call: Call) -> None:
 def serving() -> Iterator[tuple[NativeIngress, int]]:
     needs_native()
     server = grpc.server(None)  # nothing behind it: what is relayed ends there
-    ingress = NativeIngress(server, METHOD, echo, 100, 1 << 20, 1 << 16)
+    ingress = NativeIngress(server, METHOD, echo, 100, 1 << 20, 1 << 16, traced=True)
     port = ingress.open("127.0.0.1", 0)
     server.start()
     ingress.start()

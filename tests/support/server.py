@@ -218,7 +218,7 @@ def running_server(
     for flag, value in defaults.items():
         if not any(given == flag or given.startswith(f"{flag}=") for given in flags):
             arguments += [flag, value]
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("ONCLOCK_")}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("ONCLOCK_", "OTEL_"))}
     server = RunningServer([*arguments, *flags], {**inherited, **(environment or {})})
     server.credentials = credentials
     try:

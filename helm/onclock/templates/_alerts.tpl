@@ -102,14 +102,9 @@ section of its name in docs/operations.md. Two braces inside the texts are Prome
 - alert: OnclockModelLoadFailing
   severity: ticket
   expr: |
-    sum by (model) (increase(onclock_model_changes_total{ {{- $s }},result="failed"}[30m])) > 0
-    or
-    sum by (model) (
-      onclock_model_changes_total{ {{- $s }},result="failed"}
-      unless onclock_model_changes_total{ {{- $s }},result="failed"} offset 30m
-    ) > 0
+    max by (model) (onclock_model_load_failed{ {{- $s }}}) > 0
   summary: "{{ `Model {{ $labels.model }} cannot be loaded` }}"
-  description: "{{ `A change of model {{ $labels.model }} could not be loaded in the last half hour. What served before serves on.` }}"
+  description: "{{ `The last attempt to load model {{ $labels.model }}, or a version of it, failed. What served before serves on.` }}"
 - alert: OnclockModelNotEverywhere
   severity: ticket
   for: 15m

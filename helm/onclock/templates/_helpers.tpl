@@ -116,6 +116,15 @@ ONCLOCK_API_KEYS: {{ printf "/etc/onclock/api-keys/%s" .Values.apiKeys.key | quo
 {{- end }}
 {{- end }}
 
+{{/* The port of the collector that spans are sent to; empty where there is none. */}}
+{{- define "onclock.collectorPort" -}}
+{{- $endpoint := .Values.config.otlp_endpoint | default "none" -}}
+{{- if ne $endpoint "none" -}}
+{{- $url := urlParse $endpoint -}}
+{{- regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) | default (ternary "443" "80" (eq $url.scheme "https")) -}}
+{{- end -}}
+{{- end }}
+
 {{/* Whether the Deployment's number of replicas is somebody else's business. */}}
 {{- define "onclock.autoscaled" -}}
 {{- if or .Values.autoscaling.hpa.enabled .Values.autoscaling.keda.enabled }}true{{ end }}

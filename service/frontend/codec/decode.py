@@ -92,7 +92,7 @@ class Decoder:
             parsed = _parse(parts.header)
             plan = self._plan(parsed)
             _refuse_contents(parsed, plan)
-            if len(parts.header) <= MAX_PLAN_HEADER:
+            if len(parts.header) <= MAX_PLAN_HEADER and not plan.traceparent:
                 if len(self._plans) >= MAX_PLANS:
                     self._plans.clear()
                 self._plans[parts.header] = plan
@@ -140,7 +140,7 @@ class Decoder:
         parsed = _parse(bytes(message))
         generation = self._repository.generation
         plan = self._plan(parsed)
-        if plan.inputs and plan.raws == 0 and header and len(header) <= MAX_PLAN_HEADER:
+        if plan.inputs and plan.raws == 0 and 0 < len(header) <= MAX_PLAN_HEADER and not plan.traceparent:
             if self._generation != generation or len(self._plans) >= MAX_PLANS:
                 self._generation = generation
                 self._plans.clear()

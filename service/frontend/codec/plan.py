@@ -83,6 +83,8 @@ class RequestPlan:
     raws: int = 0
     # For a stateful model: which step of which sequence.
     sequence: SequenceFlags | None = None
+    # The caller's span, stated for this one request: such a plan is of no use to the next.
+    traceparent: str = ""
     # Filled by the encoder: the parts of the answer that are the same for every request of the plan.
     prefix: bytes = b""
     output_headers: Any = None
@@ -153,6 +155,7 @@ def make_plan(message: Any, model: ServedModel) -> RequestPlan:
         timeout_ns=timeout_ns,
         priority=priority,
         sequence=_sequence(message.parameters, model) if model.stateful else None,
+        traceparent=message.parameters["traceparent"].string_param if "traceparent" in message.parameters else "",
     )
 
 

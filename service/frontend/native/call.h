@@ -67,6 +67,11 @@ struct Answer {
   std::string pushback;  // grpc-retry-pushback-ms; empty: none
 };
 
+// What a client says of the trace that a call belongs to.
+struct TraceHeaders {
+  std::string parent, state;
+};
+
 class Connection;
 
 // Shared by the stream that carries the call and by the Python object that answers it.
@@ -83,6 +88,7 @@ struct Call {
   Encoding encoding = Encoding::kIdentity;  // of this message
   size_t unpacked = 0;                      // bytes held besides `message`; under the endpoint's lock
   int64_t caller = 0;                       // who asks: see Access
+  std::unique_ptr<TraceHeaders> trace;      // null: nothing is said, or nobody wants to know
   // The Python object, from the moment it was handed out until the call is taken: a reference that is owned here.
   void *owner = nullptr;
 };

@@ -364,12 +364,13 @@ void Endpoint::begin(Stream &stream) {
   }
   if (!stream.is_post || !stream.is_grpc) {
     stream.kind = Stream::Kind::kRefused;
+    refused[size_t(Why::kInvalid)].fetch_add(1, std::memory_order_relaxed);
     submit_http_error(stream, "415");
     return;
   }
   if (access_ && !identify(stream)) return;
   if (calls.load(std::memory_order_relaxed) >= limits.max_calls) {
-    refuse(stream, kUnavailable,
+    refuse(stream, Why::kQueueFull, kUnavailable,
            "Exceeds maximum queue size: " + std::to_string(limits.max_calls) + " calls are in progress", "1");
     return;
   }
@@ -377,11 +378,11 @@ void Endpoint::begin(Stream &stream) {
   if (share_ > 0 && credit_ >= 1) {
     credit_ -= 1;
     now_.unseen++;
-    refuse(stream, unseen_.status, unseen_.details, unseen_.pushback);
+    refuse(stream, Why::kShare, unseen_.status, unseen_.details, unseen_.pushback);
     return;
   }
   if (stream.encoding == Encoding::kOther) {
-    refuse(stream, kUnimplemented, method + ": grpc-encoding must be identity, gzip or deflate");
+    refuse(stream, Why::kUnsupported, kUnimplemented, method + ": grpc-encoding must be identity, gzip or deflate");
     return;
   }
   stream.kind = Stream::Kind::kServed;
@@ -390,6 +391,7 @@ void Endpoint::begin(Stream &stream) {
   stream.call->stream = stream.id;
   stream.call->timeout_ns = stream.timeout_ns;
   stream.call->caller = stream.connection->known.caller.number;
+  stream.call->trace = std::move(stream.trace);
   calls.fetch_add(1, std::memory_order_relaxed);
 }
 
@@ -417,9 +419,9 @@ bool Endpoint::identify(Stream &stream) {
   }
   if (known.found && known.caller.may_infer) return true;
   if (known.found && known.caller.number) {
-    refuse(stream, kPermissionDenied, method + ": this API key may not infer");
+    refuse(stream, Why::kForbidden, kPermissionDenied, method + ": this API key may not infer");
   } else {
-    refuse(stream, kUnauthenticated,
+    refuse(stream, Why::kUnauthenticated, kUnauthenticated,
            method + (stream.credentials ? ": the API key is not known" : ": expected an API key in 'authorization: Bearer KEY'"));
   }
   return false;
@@ -429,7 +431,8 @@ void Endpoint::arrived(CallPtr call) {
   now_.arrived.push_back(std::move(call));
 }
 
-void Endpoint::refuse(Stream &stream, int status, std::string details, std::string pushback) {
+void Endpoint::refuse(Stream &stream, Why why, int status, std::string details, std::string pushback) {
+  refused[size_t(why)].fetch_add(1, std::memory_order_relaxed);
   if (stream.call) stream.call->taken.store(true);
   stream.kind = Stream::Kind::kRefused;
   stream.answer = std::make_shared<Answer>();
@@ -466,7 +469,7 @@ void Endpoint::relay(Stream &stream) {
   if (!front.upstream) {
     const int fd = connect_unix(upstream_path_);
     if (fd < 0) {
-      refuse(stream, kUnavailable, "the server is stopping or overloaded: its control plane does not answer");
+      refuse(stream, Why::kControlPlane, kUnavailable, "the server is stopping or overloaded: its control plane does not answer");
       return;
     }
     front.upstream = new Upstream(*this, fd, &front);

@@ -8,7 +8,9 @@
 #include <nghttp2/nghttp2.h>
 #include <pthread.h>
 
+#include <array>
 #include <atomic>
+#include <iterator>
 #include <mutex>
 #include <random>
 #include <string>
@@ -31,6 +33,7 @@ struct Limits {
   int64_t idle_ns = 0;      // a connection without streams is closed after that; 0: never
   int64_t age_ns = 0;       // a connection is ended gracefully after about that, in use or not; 0: never
   int64_t age_grace_ns = 0; // what is then in progress may take so long
+  bool traced = false;      // calls are told of `traceparent` and `tracestate`
 };
 
 // What a call is told that is refused before its message is read.
@@ -39,6 +42,12 @@ struct Refusal {
   std::string details;
   std::string pushback;
 };
+
+// Why a call ends here, before Python hears of it. All but kShare, which the models count, are counted by `Endpoint`.
+enum class Why { kShare, kUnauthenticated, kForbidden, kQueueFull, kInvalid, kUnsupported, kOutOfMemory, kControlPlane };
+// Their names in metrics, those of service/errors.py.
+constexpr const char *kWhyNames[] = {"",        "unauthenticated", "forbidden",     "queue_full",
+                                     "invalid", "unsupported",     "out_of_memory", "control_plane"};
 
 struct Polled {
   std::vector<CallPtr> arrived;
@@ -130,6 +139,8 @@ struct Stream {
   Encoding encoding = Encoding::kIdentity;
   nghttp2_rcbuf *credentials = nullptr;  // the value of `authorization`, of a call of the served method
 
+  std::unique_ptr<TraceHeaders> trace;   // of a call of the served method
+
   // A call of the served method.
   CallPtr call;
   unsigned char prefix[5] = {};
@@ -180,13 +191,14 @@ class Endpoint {
   std::atomic<size_t> bytes{0};
   std::atomic<long> connections{0};
   std::atomic<long> turned_away{0};  // connections beyond the limit
+  std::array<std::atomic<long>, std::size(kWhyNames)> refused{};  // calls, by why
   const Limits limits;
   const std::string method;
 
   // What the connections report.
   void arrived(CallPtr call);
   void ended(Stream &stream);
-  void refuse(Stream &stream, int status, std::string details, std::string pushback = "");
+  void refuse(Stream &stream, Why why, int status, std::string details, std::string pushback = "");
   void begin(Stream &stream);
   void relay(Stream &stream);
   void mark(Channel &channel);

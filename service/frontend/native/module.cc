@@ -153,6 +153,16 @@ PyObject *call_get(PyObject *object, void *which) {
   return PyLong_FromLongLong(self->call->deadline_ns);
 }
 
+int is_parent, is_state;
+
+PyObject *call_trace(PyObject *object, void *which) {
+  const auto &trace = reinterpret_cast<CallObject *>(object)->call->trace;
+  if (!trace) Py_RETURN_NONE;
+  const std::string &text = which == &is_parent ? trace->parent : trace->state;
+  if (text.empty()) Py_RETURN_NONE;
+  return PyUnicode_DecodeLatin1(text.data(), Py_ssize_t(text.size()), nullptr);
+}
+
 PyObject *call_encoding(PyObject *object, void *) {
   switch (reinterpret_cast<CallObject *>(object)->call->encoding) {
     case Encoding::kGzip: return PyUnicode_FromString("gzip");
@@ -172,6 +182,8 @@ PyGetSetDef call_properties[] = {
     {"arrival_ns", call_get, nullptr, "When the message was complete, ns, monotonic.", &is_arrival},
     {"deadline_ns", call_get, nullptr, "The client's deadline, ns, monotonic; 2**63 - 1: none.", nullptr},
     {"caller", call_get, nullptr, "Who asks: the number given with their key; 0: nobody known.", &is_caller},
+    {"traceparent", call_trace, nullptr, "The header of that name, or None.", &is_parent},
+    {"tracestate", call_trace, nullptr, "The header of that name, or None.", &is_state},
     {"encoding", call_encoding, nullptr, "How the message is compressed: None, 'gzip' or 'deflate'.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 PyType_Slot call_slots[] = {{Py_tp_dealloc, reinterpret_cast<void *>(call_dealloc)},
@@ -189,23 +201,25 @@ PyType_Spec call_spec = {"service.frontend._native.Call", sizeof(CallObject), 0,
 PyObject *endpoint_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
   static const char *names[] = {"listeners",   "method",          "upstream", "max_message", "max_bytes", "max_calls",
                                 "max_streams", "max_connections", "idle_ns",  "age_ns",      "age_grace_ns",
-                                "unseen",      "explain",         nullptr};
+                                "unseen",      "explain",         "traced",   nullptr};
   PyObject *listeners, *explain;
   const char *method, *upstream, *details, *pushback;
   Py_ssize_t max_message, max_bytes;
   Limits limits;
   long long idle_ns, age_ns, age_grace_ns;
   Refusal unseen;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!ssnnlIlLLL(iss)O", const_cast<char **>(names), &PyList_Type, &listeners,
+  int traced = 0;
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!ssnnlIlLLL(iss)O|p", const_cast<char **>(names), &PyList_Type, &listeners,
                                    &method, &upstream, &max_message, &max_bytes, &limits.max_calls, &limits.max_streams,
                                    &limits.max_connections, &idle_ns, &age_ns, &age_grace_ns,
-                                   &unseen.status, &details, &pushback, &explain))
+                                   &unseen.status, &details, &pushback, &explain, &traced))
     return nullptr;
   limits.max_message = size_t(max_message);
   limits.max_bytes = size_t(max_bytes);
   limits.idle_ns = idle_ns;
   limits.age_ns = age_ns;
   limits.age_grace_ns = age_grace_ns;
+  limits.traced = traced;
   unseen.details = details;
   unseen.pushback = pushback;
   std::vector<int> fds;
@@ -334,6 +348,17 @@ PyObject *endpoint_turned_away(PyObject *object, void *) {
   return PyLong_FromLong(reinterpret_cast<EndpointObject *>(object)->endpoint->turned_away.load());
 }
 
+PyObject *endpoint_refused(PyObject *object, void *) {
+  const Endpoint &endpoint = *reinterpret_cast<EndpointObject *>(object)->endpoint;
+  PyObject *counts = PyDict_New();
+  for (size_t i = size_t(Why::kShare) + 1; counts && i < endpoint.refused.size(); i++) {
+    PyObject *count = PyLong_FromLong(endpoint.refused[i].load(std::memory_order_relaxed));
+    if (!count || PyDict_SetItemString(counts, kWhyNames[i], count) < 0) Py_CLEAR(counts);
+    Py_XDECREF(count);
+  }
+  return counts;
+}
+
 PyObject *endpoint_calls(PyObject *object, void *) {
   return PyLong_FromLong(reinterpret_cast<EndpointObject *>(object)->endpoint->calls.load());
 }
@@ -353,6 +378,7 @@ PyMethodDef endpoint_methods[] = {
 PyGetSetDef endpoint_properties[] = {{"calls", endpoint_calls, nullptr, "Calls in progress.", nullptr},
                                      {"bytes", endpoint_bytes, nullptr, "Bytes of their messages.", nullptr},
                                      {"connections", endpoint_connections, nullptr, "Clients' connections.", nullptr},
+                                     {"refused", endpoint_refused, nullptr, "Calls that were refused here, unseen: why -> how many.", nullptr},
                                      {"turned_away", endpoint_turned_away, nullptr,
                                       "Connections that were one too many.", nullptr},
                                      {nullptr, nullptr, nullptr, nullptr, nullptr}};

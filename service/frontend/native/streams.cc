@@ -64,6 +64,14 @@ int on_begin_headers(nghttp2_session *session, const nghttp2_frame *frame, void 
   return 0;
 }
 
+// Headers of one name are one list.
+void join(Stream &stream, std::string TraceHeaders::*which, const nghttp2_vec &text) {
+  if (!stream.trace) stream.trace = std::make_unique<TraceHeaders>();
+  std::string &value = (*stream.trace).*which;
+  if (!value.empty()) value += ',';
+  value.append(reinterpret_cast<const char *>(text.base), text.len);
+}
+
 int on_header(nghttp2_session *session, const nghttp2_frame *frame, nghttp2_rcbuf *name, nghttp2_rcbuf *value, uint8_t,
               void *user) {
   if (frame->hd.type != NGHTTP2_HEADERS || frame->headers.cat != NGHTTP2_HCAT_REQUEST) return 0;
@@ -93,6 +101,9 @@ int on_header(nghttp2_session *session, const nghttp2_frame *frame, nghttp2_rcbu
     if (equals(key, "authorization") && !stream->credentials) {
       nghttp2_rcbuf_incref(value);
       stream->credentials = value;
+    } else if (connection_of(user).endpoint.limits.traced) {
+      if (equals(key, "traceparent")) join(*stream, &TraceHeaders::parent, text);
+      else if (equals(key, "tracestate")) join(*stream, &TraceHeaders::state, text);
     }
   } else {
     nghttp2_rcbuf_incref(name);
@@ -105,7 +116,7 @@ int on_header(nghttp2_session *session, const nghttp2_frame *frame, nghttp2_rcbu
 void end_of_request(Stream &stream) {
   Endpoint &endpoint = stream.connection->endpoint;
   if (stream.kind == Stream::Kind::kServed && !stream.complete) {
-    endpoint.refuse(stream, kInvalidArgument, endpoint.method + " needs exactly one request message");
+    endpoint.refuse(stream, Why::kInvalid, kInvalidArgument, endpoint.method + " needs exactly one request message");
   } else if (stream.kind == Stream::Kind::kRelayed && !stream.forth_ended) {
     stream.forth_ended = true;
     if (stream.upstream_id >= 0 && stream.connection->upstream) {
@@ -139,13 +150,13 @@ void receive(Stream &stream, const uint8_t *data, size_t size) {
     const unsigned char *p = stream.prefix;
     const size_t length = size_t(p[1]) << 24 | size_t(p[2]) << 16 | size_t(p[3]) << 8 | p[4];
     if (p[0] > 1 || (p[0] == 1 && stream.encoding == Encoding::kIdentity)) {
-      endpoint.refuse(stream, kInternal,
+      endpoint.refuse(stream, Why::kInvalid, kInternal,
                       endpoint.method + ": a message with compression flag " + std::to_string(p[0]) +
                           " without a grpc-encoding header that explains it");
       return;
     }
     if (length > endpoint.limits.max_message) {
-      endpoint.refuse(stream, kResourceExhausted,
+      endpoint.refuse(stream, Why::kInvalid, kResourceExhausted,
                       "Received message larger than max (" + std::to_string(length) + " vs. " +
                           std::to_string(endpoint.limits.max_message) + ")");
       return;
@@ -154,7 +165,7 @@ void receive(Stream &stream, const uint8_t *data, size_t size) {
       try {
         call.message = Buffer(length);
       } catch (const std::bad_alloc &) {
-        endpoint.refuse(stream, kResourceExhausted, "no memory for a message of " + std::to_string(length) + " bytes");
+        endpoint.refuse(stream, Why::kOutOfMemory, kResourceExhausted, "no memory for a message of " + std::to_string(length) + " bytes");
         return;
       }
     }
@@ -163,7 +174,7 @@ void receive(Stream &stream, const uint8_t *data, size_t size) {
   const size_t length = call.message.size();
   const size_t take = std::min(size, length - stream.received);
   if (!call.message.data() || endpoint.bytes.load(std::memory_order_relaxed) + take > endpoint.limits.max_bytes) {
-    endpoint.refuse(stream, kUnavailable,
+    endpoint.refuse(stream, Why::kQueueFull, kUnavailable,
                     "Exceeds maximum queue size: requests in progress hold more than " +
                         std::to_string(endpoint.limits.max_bytes) + " bytes",
                     "1");
@@ -380,7 +391,7 @@ void lose(Stream &stream, uint32_t code) {
   Connection &front = *stream.connection;
   stream.upstream_id = -1;
   if (!stream.back_begun) {
-    front.endpoint.refuse(stream, kUnavailable, "the control plane ended the call without an answer");
+    front.endpoint.refuse(stream, Why::kControlPlane, kUnavailable, "the control plane ended the call without an answer");
   } else if (!stream.back_ended) {
     nghttp2_submit_rst_stream(front.session, NGHTTP2_FLAG_NONE, stream.id, code ? code : uint32_t(NGHTTP2_INTERNAL_ERROR));
     front.mark();
@@ -524,7 +535,7 @@ void submit_relayed(Stream &stream) {
   const int32_t id = nghttp2_submit_request(stream.connection->upstream->session, nullptr, headers.data(),
                                             headers.size(), stream.forth_ended ? nullptr : &provider, &stream);
   if (id < 0) {
-    stream.connection->endpoint.refuse(stream, kUnavailable, "the control plane takes no more calls");
+    stream.connection->endpoint.refuse(stream, Why::kControlPlane, kUnavailable, "the control plane takes no more calls");
     return;
   }
   stream.upstream_id = id;

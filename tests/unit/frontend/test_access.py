@@ -105,10 +105,12 @@ def test_what_identifies_callers_itself_is_told_who_may_infer() -> None:
 
 def test_the_metrics_port() -> None:
     access = Access(keys(a=shop(Group.METRICS), b=shop(Group.INFERENCE)))
-    assert access.may_scrape("Bearer a")
-    assert not access.may_scrape("Bearer b")
-    assert not access.may_scrape("Bearer x")
-    assert not access.may_scrape(None)
+    access.check_scrape("Bearer a")
+    with pytest.raises(Forbidden):
+        access.check_scrape("Bearer b")
+    for nobody in ("Bearer x", None):
+        with pytest.raises(Unauthenticated):
+            access.check_scrape(nobody)
 
 
 def test_the_status_codes_are_those_of_the_field() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S, now_ns
 from service.errors import Cancelled, InvalidRequest, Overloaded, ServiceError
-from service.frontend.call import Call, UnaryHandler
+from service.frontend.call import Call, UnaryHandler, trace_headers
 from service.frontend.ingress import Ingress, check_core
 from service.frontend.native_ingress import NativeIngress
 from tests.support.native import needs_native
@@ -72,15 +72,17 @@ def serving(
     max_bytes: int = 10**9,
     options: tuple[tuple[str, Any], ...] = (),
     gate: Callable[[], ServiceError | None] = lambda: None,
+    traced: bool = False,
 ) -> Iterator[Serving]:
     with ThreadPoolExecutor(2) as pool:
         server = grpc.server(pool, options=(("grpc.so_reuseport", 0), *options))
         ingress: Ingress | NativeIngress
         if KIND == "core":
-            ingress = Ingress(server, METHOD, handler, max_calls, max_bytes, gate)
+            ingress = Ingress(server, METHOD, handler, max_calls, max_bytes, gate, traced=traced)
         else:
             most = dict(options).get("grpc.max_receive_message_length", 4 << 20)
-            ingress = NativeIngress(server, METHOD, handler, max_calls, max_bytes, most if most > 0 else 2**31 - 1)
+            most = most if most > 0 else 2**31 - 1
+            ingress = NativeIngress(server, METHOD, handler, max_calls, max_bytes, most, traced=traced)
         port = ingress.open("127.0.0.1", 0)
         server.start()
         ingress.start()
@@ -505,3 +507,26 @@ def test_another_grpcio_is_refused_by_name() -> None:
 
     with pytest.raises(RuntimeError, match=f"grpcio {grpc.__version__} is not supported"):
         check_core(Unknown())  # type: ignore[arg-type]
+
+
+def test_what_metadata_says_of_traces_is_told(kind: str) -> None:
+    """Where traces are wanted, and there alone; several of one name are a list."""
+    metadata = (("traceparent", "p"), ("tracestate", "a=1"), ("x", "y"), ("tracestate", "b=2"))
+    for traced, expected in ((True, ("p", "a=1,b=2")), (False, (None, None))):
+        told: list[tuple[str | None, str | None]] = []
+
+        def handler(_message: bytes | memoryview, call: Call, told: list[Any] = told) -> None:
+            told.append((call.traceparent, call.tracestate))
+            call.reply([b"r"])
+
+        with serving(handler, traced=traced) as served:
+            served.call(metadata=metadata)
+            served.call()
+        assert told == [expected, (None, None)]
+
+
+def test_parents_that_are_several_are_a_list() -> None:
+    """Which is no `traceparent`, so that nobody chooses between them."""
+    metadata = (("traceparent", "a"), ("other", b"\xff"), ("traceparent", b"b"), ("tracestate", b"\xe9"))
+    assert trace_headers(metadata) == ("a,b", "\u00e9")
+    assert trace_headers(()) == (None, None)

@@ -120,6 +120,7 @@ def serving(
     share: Callable[[int], float] = lambda _: 0.0,
     lull: Callable[[], Lull] = lambda: NO_LULL,
     host: str = "127.0.0.1",
+    traced: bool = False,
 ) -> Iterator[Serving]:
     with ThreadPoolExecutor(4) as pool:
         limits = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -127,7 +128,9 @@ def serving(
         if behind is not None:
             server.add_generic_rpc_handlers((behind,))
         refusal = Overloaded("not now", 3 * NS_PER_MS)
-        ingress = NativeIngress(server, METHOD, handler, MAX_CALLS, MAX_BYTES, MAX_MESSAGE, share, lull, refusal)
+        ingress = NativeIngress(
+            server, METHOD, handler, MAX_CALLS, MAX_BYTES, MAX_MESSAGE, share, lull, refusal, traced=traced
+        )
         port = ingress.open(host, 0)
         server.start()
         ingress.start()
@@ -204,6 +207,29 @@ def test_deadlines_of_every_unit(text: str, expected_ns: int | None) -> None:
         assert client.answer(stream).message == b""
     ((arrival, deadline),) = calls
     assert deadline == (NEVER_NS if expected_ns is None else arrival + expected_ns)
+
+
+def test_what_headers_say_of_traces() -> None:
+    """Several of one name are a list, whatever characters they have; a second request says nothing again."""
+    told: list[tuple[str | None, str | None]] = []
+
+    def note(message: bytes | memoryview, call: Call) -> None:
+        told.append((call.traceparent, call.tracestate))
+        call.reply([])
+
+    long = "x" * 40_000
+    with serving(note, traced=True) as served, raw_client(served.port) as client:
+        for more in (
+            [("traceparent", "a")],
+            [("traceparent", "a"), ("traceparent", "b"), ("tracestate", "\u00e9")],
+            [("tracestate", long)],
+            [("traceparent", "")],
+            [],
+        ):
+            stream = client.begin([*grpc_headers(METHOD), *more])
+            client.data(stream, framed(b"m"), end=True)
+            assert client.answer(stream).status == 0
+    assert told == [("a", None), ("a,b", "\u00c3\u00a9"), (None, long), (None, None), (None, None)]
 
 
 @pytest.mark.timed  # on a busy machine several come in one read, and are dated once

@@ -54,6 +54,7 @@ def busy() -> MetricsRegistry:
         [Request(arrival_ns=90 * NS_PER_MS, rows=2), Request(97 * NS_PER_MS, deadline_ns=110 * NS_PER_MS, rows=3)],
     )
     other.record_batch(batch(200, rows=1), [Request(200 * NS_PER_MS)])
+    registry.spans = lambda: {"exported": 3}
     other.record_refusal("overloaded", 0, 1)
     other.record_refusal("expired", 0, 1)
     other.record_failure("out_of_memory", 0, 1)
@@ -62,6 +63,9 @@ def busy() -> MetricsRegistry:
     registry.add(metrics)
     registry.add_device("cpu", "CPUExecutionProvider")
     registry.record_unrouted("unknown_model")
+    registry.refused = lambda: {"unknown_model": 2, "control_plane": 1}
+    registry.load_failures = lambda: [("m", False), ("n", True)]
+    registry.security_watched("certificate")
     registry.record_load("m", succeeded=True)
     registry.security_reloaded("keys", fine=True)
     registry.connections = lambda: (3, 0)
@@ -124,7 +128,13 @@ def test_what_is_ours_has_its_values(busy: MetricsRegistry) -> None:
     assert value(samples, "onclock_model_ready") == 1
     assert samples["onclock_device_healthy", frozenset({("device", "cpu")})] == 1
     assert samples["onclock_device_info", frozenset({("device", "cpu"), ("provider", "CPUExecutionProvider")})] == 1
-    assert samples["onclock_unrouted_requests_total", frozenset({("reason", "unknown_model")})] == 1
+    for reason, count in {"unknown_model": 3, "control_plane": 1, "unauthenticated": 0}.items():
+        assert samples["onclock_unrouted_requests_total", frozenset({("reason", reason)})] == count
+    for model, failed in {"m": 0, "n": 1}.items():
+        assert samples["onclock_model_load_failed", frozenset({("model", model)})] == failed
+    for labels in ({"what": "certificate", "result": "used"}, {"what": "certificate", "result": "failed"}):
+        assert samples["onclock_security_changes_total", frozenset(labels.items())] == 0
+    assert value(samples, "onclock_failures_total", reason="execution") == 0
     changes = {"loaded": 1, "failed": 0}
     for result, count in changes.items():
         assert samples["onclock_model_changes_total", frozenset({("model", "m"), ("result", result)})] == count

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from service.clock import NS_PER_MS, NS_PER_S
 from service.metrics.model import ModelMetrics
-from service.metrics.saturation import Demand, row_ns, saturation
+from service.metrics.saturation import Demand, device_loads, row_ns, saturation
 
 LATENCIES = {1: 5 * NS_PER_MS, 8: 12 * NS_PER_MS, 64: 64 * NS_PER_MS}
 
@@ -36,6 +36,8 @@ def test_models_on_a_device_add_up_and_the_busiest_device_counts() -> None:
     assert saturation(demands[:2], {"gpu0": 1, "gpu1": 1}) == pytest.approx(0.3)
     assert saturation(demands, {"gpu0": 1, "gpu1": 1, "cpu": 2}) == pytest.approx(0.5)
     assert saturation([], {"cpu": 1}) == 0
+    loads = device_loads(demands, {"gpu0": 1, "gpu1": 1, "cpu": 2})
+    assert loads == pytest.approx({"gpu0": 0.3, "gpu1": 0.1, "cpu": 0.5})
 
 
 @given(st.floats(0.0, 1e6), st.floats(1.0, 1e9), st.integers(1, 8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import socket
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from service.metrics import MetricsPortError, MetricsRegistry, MetricsServer, ModelMetrics
+from service.metrics.pages import Page, as_bearer
 from service.metrics.server import MAX_CONNECTIONS
 
 
@@ -113,3 +115,45 @@ def test_probes_are_answered_without_a_key_and_follow_readiness() -> None:
         assert b"onclock_build_info" in get(server, "/metrics", Authorization="Bearer k")[0]
     finally:
         server.stop()
+
+
+def test_pages_are_served_with_their_headers_to_whoever_may_scrape() -> None:
+    """A browser shows its key as a password; a 401 asks for either form."""
+    page = Page("text/html", b"<p>", (("Content-Security-Policy", "default-src 'none'"),))
+    server = MetricsServer(
+        "127.0.0.1",
+        0,
+        MetricsRegistry(),
+        may_scrape=lambda header: header == "Bearer k:1",
+        pages=lambda path: page if path == "/" else None,
+    )
+    server.start()
+    try:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            get(server, "/")
+        assert refused.value.code == 401
+        assert [word.split()[0] for word in refused.value.headers.get_all("WWW-Authenticate")] == ["Bearer", "Basic"]
+        basic = "Basic " + base64.b64encode(b"anybody:k:1").decode()
+        for key in (basic, "Bearer k:1"):
+            body, headers = get(server, "/?x", Authorization=key)
+            assert (body, headers["Content-Type"]) == (b"<p>", "text/html")
+            assert headers["Content-Security-Policy"] == "default-src 'none'"
+        assert b"onclock_build_info" in get(server, "/metrics", Authorization=basic)[0]
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("header", "bearer"),
+    [
+        (None, None),
+        ("Bearer abc", "Bearer abc"),
+        ("bAsIc " + base64.b64encode(b":abc").decode(), "Bearer abc"),
+        ("Basic " + base64.b64encode(b"abc").decode(), "Basic YWJj"),
+        ("Basic ???", "Basic ???"),
+        ("Basic " + base64.b64encode(b"\xff:\xff").decode(), "Basic /zr/"),
+    ],
+)
+def test_only_well_formed_passwords_become_keys(header: str | None, bearer: str | None) -> None:
+    """Whatever else comes is passed on as it is, to be refused."""
+    assert as_bearer(header) == bearer

@@ -11,6 +11,7 @@ from service.batch import BatchRecord, CloseReason
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S
 from service.metrics import ModelMetrics, ModelShard, StatisticDuration
 from service.metrics.model import add_up
+from service.metrics.shard import WINDOW_STEP_NS
 from tests.unit.metrics.records import Request, batch
 
 MS = NS_PER_MS
@@ -107,6 +108,40 @@ def test_attainment_forgets_after_a_minute() -> None:
     assert metrics.attainment(61 * NS_PER_S) is None
     shard.record_batch(batch(65_000), [Request(65 * NS_PER_S)])
     assert metrics.attainment(66 * NS_PER_S) == 1.0
+
+
+def test_the_steps_of_the_window_add_up_to_its_attainment() -> None:
+    """Of all shards; whoever reads step by step sees what the gauge shows."""
+    metrics = ModelMetrics("m", "1")
+    first, second = metrics.shard(), metrics.shard()
+    for step in range(20):
+        at_ns = step * WINDOW_STEP_NS + NS_PER_S
+        first.record_refusal("overloaded", at_ns, at_ns)
+        if step % 2:
+            second.record_batch(batch(at_ns / NS_PER_MS - 13, requests=2), [Request(0), Request(0)])
+    assert metrics.ended(18) == (1, 0)
+    assert metrics.ended(19) == (3, 2)
+    assert metrics.ended(20) == (0, 0)
+    steps = [metrics.ended(step) for step in range(8, 20)]
+    kept = sum(in_time for _, in_time in steps) / sum(offered for offered, _ in steps)
+    assert metrics.attainment(19 * WINDOW_STEP_NS + NS_PER_S) == kept
+
+
+def test_events_grow_with_whatever_is_recorded() -> None:
+    """Batches, refusals, failures and cancellations, of every shard: nothing goes by unnoticed."""
+    metrics = ModelMetrics("m", "1")
+    first, second = metrics.shard(), metrics.shard()
+    seen = [metrics.events()]
+    for record in (
+        lambda: first.record_batch(batch(), []),
+        lambda: second.record_batch(batch(), [Request(0)]),
+        lambda: first.record_refusal("expired", 0, 1),
+        lambda: second.record_failure("invalid", 0, 1),
+        lambda: second.record_cancelled(0, 1),
+    ):
+        record()
+        seen.append(metrics.events())
+    assert seen == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_batch_without_prediction_or_deadline_is_left_out_of_those_histograms() -> None:
