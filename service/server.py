@@ -311,9 +311,9 @@ class Server:
             settings.max_connections,
             int(settings.idle_timeout_s * NS_PER_S),
             self._security.access,
-            self._spans is not None,
             int(settings.max_connection_age_s * NS_PER_S),
             int(settings.grace_period_s * NS_PER_S),
+            self._spans is not None,
         )
 
     def load(self, progress: LoadProgress, stopping: Callable[[], bool] = lambda: False) -> bool:

@@ -107,9 +107,9 @@ class NativeIngress:
         max_connections: int = 10_000,
         idle_ns: int = 0,
         access: Access | None = None,
-        traced: bool = False,
         age_ns: int = 0,
         age_grace_ns: int = 0,
+        traced: bool = False,
     ) -> None:
         self._server = server
         self._method = method
@@ -122,9 +122,9 @@ class NativeIngress:
         self._max_connections = max_connections
         self._idle_ns = idle_ns
         self._access = access
-        self._traced = traced
         self._age_ns = age_ns
         self._age_grace_ns = age_grace_ns
+        self._traced = traced
         self._unseen = unseen or QueueFull("the server is overloaded", NS_PER_MS)
         self._endpoint: Endpoint
         self._refused: Counter[str] = Counter()

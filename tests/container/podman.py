@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # Set where a run that does not test the image must not pass.
 REQUIRE = "ONCLOCK_TEST_CONTAINER"
-TOOLS = ("buildah", "podman", "mmdebstrap", "dpkg-deb", "unshare")
+TOOLS = ("buildah", "podman", "mmdebstrap", "dpkg-deb", "unshare", "ip")
 START_S = 60.0
 
 # crun refuses a machine that has both versions of control groups. In a mount namespace of its own it sees the second.
@@ -29,7 +29,8 @@ LOCKED = ("--read-only", "--cap-drop=all", "--security-opt=no-new-privileges")
 def needs_containers() -> None:
     """Skip the test where images cannot be made and run; fail it where `ONCLOCK_TEST_CONTAINER=require` says so."""
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-    reason = f"needs {', '.join(missing)} (Debian: apt-get install buildah podman crun mmdebstrap)" if missing else ""
+    packages = "buildah podman crun mmdebstrap iproute2"
+    reason = f"needs {', '.join(missing)} (Debian: apt-get install {packages})" if missing else ""
     if not reason and os.geteuid() != 0:
         reason = "needs root, to make the bases"
     if reason and os.environ.get(REQUIRE) == "require":

@@ -46,7 +46,7 @@ CLIENTS, THREADS, RATE = 2, 4, 200
 # A call may wait for a name to be looked up again, which is done once a second.
 MOST_WAIT_S = 4.0
 # Calls that are in progress when SIGTERM comes: this many of this length, one after the other.
-SLOW, SLOW_MS = 8, 100
+SLOW, SLOW_MS = 24, 100
 
 
 @dataclasses.dataclass(slots=True)

@@ -31,9 +31,9 @@ struct Limits {
   uint32_t max_streams = 0; // concurrent streams of one connection
   long max_connections = 0; // clients' connections
   int64_t idle_ns = 0;      // a connection without streams is closed after that; 0: never
-  bool traced = false;      // calls are told of `traceparent` and `tracestate`
   int64_t age_ns = 0;       // a connection is ended gracefully after about that, in use or not; 0: never
   int64_t age_grace_ns = 0; // what is then in progress may take so long
+  bool traced = false;      // calls are told of `traceparent` and `tracestate`
 };
 
 // What a call is told that is refused before its message is read.

@@ -217,9 +217,9 @@ PyObject *endpoint_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
   limits.max_message = size_t(max_message);
   limits.max_bytes = size_t(max_bytes);
   limits.idle_ns = idle_ns;
-  limits.traced = traced;
   limits.age_ns = age_ns;
   limits.age_grace_ns = age_grace_ns;
+  limits.traced = traced;
   unseen.details = details;
   unseen.pushback = pushback;
   std::vector<int> fds;
