@@ -74,10 +74,13 @@ def likely_cause(facts: Facts) -> tuple[str, str]:
 def _too_slow(facts: Facts, kind: str, requests: str) -> tuple[str, str]:
     """Of what could not be done in its time."""
     lost = f"{requests} answered late" if kind == "late" else f"{requests} refused"
-    if facts.scale is not None and facts.scale >= SLOW:
-        text = f"{lost}: batches take {facts.scale:.1f} times as long as when the model was loaded."
-        return "execution slower than profiled", text
+    scale = facts.scale or 1.0
     full = kind == "overload" and facts.saturation >= FULL
+    # At the speed that was measured at load the device would be full all the same.
+    anyway = full and facts.saturation / scale >= FULL
+    if scale >= SLOW and not anyway:
+        text = f"{lost}: batches take {scale:.1f} times as long as when the model was loaded."
+        return "execution slower than profiled", text
     if facts.quantile is not None and facts.quantile >= UNSTEADY and not full:
         text = f"{lost}: batches take now longer, now shorter, so {facts.quantile:.1f} times the usual is allowed for."
         return "execution unsteady", text

@@ -158,6 +158,18 @@ def test_the_keyboard_reaches_everything_and_updates_disturb_nobody(server: Runn
         assert page.evaluate("[...document.querySelectorAll('article')].every((node) => node.seen)")
 
 
+def test_details_are_there_as_soon_as_they_are_opened(server: RunningServer, browser: Browser) -> None:
+    """Not only after the next answer of the server."""
+    with visit(browser, address(server), NARROW) as visiting:
+        page = visiting.open()
+        button = page.get_by_role("button", name="translator")
+        if button.get_attribute("aria-expanded") == "true":
+            button.click()
+        shown = button.evaluate("node => { node.click(); return node.closest('article').innerText; }")
+        for expected in ("Share in time", "Instances", "Largest batch"):
+            assert expected in shown
+
+
 def test_a_page_that_nobody_sees_asks_for_nothing(server: RunningServer, browser: Browser) -> None:
     """Until it is seen again."""
     with visit(browser, address(server), WIDE) as visiting:

@@ -172,7 +172,7 @@ class Card {
     this.body.id = id;
     this.node = make("article", "model", make("h3", "", this.button), this.why, this.body);
     this.chosen = null;
-    this.button.addEventListener("click", () => { this.chosen = this.body.hidden; this.open(this.chosen); });
+    this.button.addEventListener("click", () => { this.chosen = this.body.hidden; this.open(this.chosen); this.fill(); });
     const list = make("dl", "figures");
     this.figures = new Figures(list);
     this.load = new Chart("Load, per second", [["line", "offered"], ["fill", "in time"]], ["lost", "fill", "strong", "line"]);
@@ -208,11 +208,15 @@ class Card {
     put(this.why, verdict.text);
     const trouble = verdict.level !== "keeping" && verdict.level !== "idle";
     this.open(this.chosen ?? (history !== null && (few || trouble)));
+    this.model = model;
+    this.fill();
+  }
+  fill() {
     if (this.body.hidden) return;
-    this.numbers(model);
-    this.charts(model);
-    this.sizes(model);
-    this.lists(model);
+    this.numbers(this.model);
+    this.charts(this.model);
+    this.sizes(this.model);
+    this.lists(this.model);
   }
   numbers(model) {
     const [p50, p95, p99] = model.latency_ms, missed = (share) => share !== null && share < target;

@@ -85,6 +85,8 @@ def test_a_full_device_is_at_risk_before_anything_is_lost() -> None:
         (refused(100, 50), {"saturation": 1.4}, "overload", "50 requests refused: more load than"),
         (refused(100, 50), {"saturation": 0.3}, "queueing", "the device is not full (saturation 0.30)"),
         (refused(100, 50), {"scale": 1.8}, "execution slower than profiled", "1.8 times as long as"),
+        (refused(100, 50), {"scale": 1.8, "saturation": 1.5}, "execution slower than profiled", "1.8 times as long as"),
+        (refused(100, 50), {"scale": 1.8, "saturation": 2.5}, "overload", "more load than can be answered"),
         (refused(100, 50, "expired"), {"saturation": 1.4}, "overload", "50 requests refused"),
         (refused(100, 50, "queue_full"), {"saturation": 1.4}, "overload", "50 requests refused"),
         (refused(100, 50, "unreachable"), {}, "objective too short", "shorter than the model takes"),
