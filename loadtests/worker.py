@@ -12,6 +12,7 @@ import ctypes
 import gc
 import heapq
 import os
+import signal
 import time
 from array import array
 from collections import deque
@@ -55,6 +56,7 @@ COUNTERS = 7
 MAX_MESSAGES = 3
 
 # Linux's <sys/prctl.h>. Running before others needs a privilege; without it the worker takes its turn.
+PR_SET_PDEATHSIG = 1
 PR_SET_TIMERSLACK = 29
 NICE = -10
 
@@ -103,6 +105,7 @@ class Result:
 def main(job: Job, pipe: Pipe, counters: Any) -> None:
     """Entry point of the process: connect, say "ready", wait for the start time, run, hand back a `Result`."""
     try:
+        _end_with_parent()
         _be_punctual()
         worker = _Worker(job, counters)
         worker.connect()
@@ -115,6 +118,12 @@ def main(job: Job, pipe: Pipe, counters: Any) -> None:
         pipe.send(Result(error=str(error)))
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         return
+
+
+def _end_with_parent() -> None:
+    """Send no more when whoever started this is gone, however it went (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _be_punctual() -> None:

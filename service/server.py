@@ -19,24 +19,23 @@ from dataclasses import asdict
 import grpc
 
 from service.clock import NS_PER_MS, NS_PER_S, now_ns
-from service.config.otlp import TelemetryError, find_destination, ignored_variables
+from service.config.otlp import TelemetryError
 from service.config.settings import Settings
 from service.engine.devices import Devices, find_devices, names
 from service.engine.nvml import GpuMeter
 from service.engine.options import share_threads
 from service.engine.runtime import Runtime
 from service.errors import DeviceFailed, ModelLoadError, ServiceError
-from service.frontend import native_ingress
 from service.frontend.access import AccessInterceptor
 from service.frontend.admin import Admin
+from service.frontend.choice import IngressError, core_serves, make_ingress
 from service.frontend.control import Control
 from service.frontend.health import Health
-from service.frontend.inference import InferenceHandler, unseen
-from service.frontend.ingress import Ingress, age_options, idle_options
+from service.frontend.inference import InferenceHandler
+from service.frontend.ingress import age_options, idle_options
 from service.frontend.model_control import ModelControlRpcs
-from service.frontend.native_ingress import NativeIngress
 from service.frontend.security import Security, SecurityError
-from service.frontend.services import INFER_METHOD, register
+from service.frontend.services import register
 from service.frontend.shared_memory import Regions
 from service.frontend.stream import StreamService
 from service.logs import LogControl
@@ -48,7 +47,7 @@ from service.repository.reaper import Reaper
 from service.repository.repository import LoadProgress, ModelRepository
 from service.state import Phase, ServerState
 from service.status_page import Observer, ObserverThread, status_pages
-from service.telemetry import SpanTracer, make_tracer
+from service.telemetry import chosen_spans
 from service.tracing import Tracer, TraceSettings
 
 log = logging.getLogger(__name__)
@@ -72,10 +71,6 @@ EXIT_DEVICE_FAILED = 75
 
 class PortError(Exception):
     """A port cannot be listened on."""
-
-
-class IngressError(Exception):
-    """The ingress that was asked for is not there."""
 
 
 class Server:
@@ -111,7 +106,7 @@ class Server:
                 settings.trace_log_frequency,
             ),
         )
-        self._spans = _make_spans(settings)
+        self._spans = chosen_spans(settings, os.environ)
         spans = self._spans
         self.registry.spans = lambda: None if spans is None else asdict(spans.counts)
         self._gpus = GpuMeter([gpu.uuid for gpu in self.devices.gpus if gpu.uuid])
@@ -133,7 +128,7 @@ class Server:
         self._control_pool = ThreadPoolExecutor(settings.control_threads, thread_name_prefix="control")
         self._stream_pool = ThreadPoolExecutor(settings.max_streams, thread_name_prefix="stream")
         # Behind the native ingress there are no clients' connections, whose ages would matter.
-        aged = settings.ingress == "core" or native_ingress.missing()
+        aged = core_serves(settings)
         self._grpc = grpc.server(
             self._control_pool,
             interceptors=() if access is None else (AccessInterceptor(access, self.registry.record_unrouted),),
@@ -168,7 +163,7 @@ class Server:
             access,
             spans is not None,
         )
-        self._ingress = self._make_ingress()
+        self._ingress = make_ingress(settings, self._grpc, self._handler, access, spans is not None)
         self._handler.outbox = self._ingress
         self._health = Health(self._stream_pool)
         self._health.register(self._grpc)
@@ -275,47 +270,6 @@ class Server:
             return False
         return True
 
-    def _make_ingress(self) -> Ingress | NativeIngress:
-        """What serves `ModelInfer`, as the settings want it. Raises `IngressError`."""
-        settings, handler = self._settings, self._handler
-        missing = native_ingress.missing()
-        if settings.ingress == "native" and missing:
-            raise IngressError(missing)
-        if settings.ingress == "core" or missing:
-            if "max_connections" in settings.model_fields_set:
-                raise IngressError(
-                    "--max-connections needs the native ingress, and gRPC's core serves"
-                    + (f": {missing}" if missing else " (--ingress core): it has no such limit")
-                )
-            return Ingress(
-                self._grpc,
-                INFER_METHOD,
-                handler,
-                settings.max_in_flight,
-                settings.max_in_flight_bytes,
-                handler.gate,
-                handler.lull,
-                self._security.access,
-                self._spans is not None,
-            )
-        return NativeIngress(
-            self._grpc,
-            INFER_METHOD,
-            handler,
-            settings.max_in_flight,
-            settings.max_in_flight_bytes,
-            settings.max_message_bytes,
-            handler.share,
-            handler.lull,
-            unseen(),
-            settings.max_connections,
-            int(settings.idle_timeout_s * NS_PER_S),
-            self._security.access,
-            int(settings.max_connection_age_s * NS_PER_S),
-            int(settings.grace_period_s * NS_PER_S),
-            self._spans is not None,
-        )
-
     def load(self, progress: LoadProgress, stopping: Callable[[], bool] = lambda: False) -> bool:
         """Load the models and become ready; False when the settings forbid to serve what is there.
 
@@ -417,35 +371,6 @@ class Server:
         self.state.enter(Phase.STOPPED)
         log.info("stopped")
         return ended
-
-
-def _make_spans(settings: Settings) -> SpanTracer | None:
-    """What traces to the collector that the settings name, or else the environment; None: nobody does. Raises
-    `TelemetryError` only for the settings: a variable for every program of a machine must not keep this one from
-    serving."""
-    try:
-        destination = find_destination(settings.otlp_endpoint, os.environ)
-        if destination is None:
-            return None
-        tracer = make_tracer(destination, settings.trace_sample_ratio, settings.trace_client_limit)
-    except TelemetryError as error:
-        if settings.otlp_endpoint is not None:
-            raise
-        log.warning("no spans are sent", extra={"reason": str(error)})
-        return None
-    log.info(
-        "spans",
-        extra={
-            "collector": str(destination),
-            "protocol": destination.protocol.value,
-            "ratio": settings.trace_sample_ratio,
-            "clients_per_s": settings.trace_client_limit,
-        },
-    )
-    ignored = ignored_variables(os.environ)
-    if ignored:
-        log.warning("variables of OpenTelemetry that mean nothing here", extra={"variables": ", ".join(ignored)})
-    return tracer
 
 
 class StopSignal:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.server import ROOT, RunningServer, running_server
+from tests.support.stream import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,40 @@ def test_run_report_compare(server: RunningServer, tmp_path: Path) -> None:
     printed = loadtests("compare", str(out / "easy.parquet"), str(out), "--names", "one,two", "--out", str(out))
     assert "no difference" in printed
     assert (out / "compare_one_two.html").exists()
+
+
+def workers_of(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def answered(server: RunningServer) -> int:
+    with urllib.request.urlopen(server.metrics_url, timeout=10) as answer:
+        text = answer.read().decode()
+    return sum(int(n) for n in re.findall(r"^nv_inference_request_success\{.*\} (\d+)$", text, re.MULTILINE))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_workers_end_with_the_command(server: RunningServer, tmp_path: Path, number: int, code: int) -> None:
+    """However it is ended: load that nobody watches is not sent on."""
+    scenario = tmp_path / "long.yaml"
+    scenario.write_text(EASY.replace("duration: 2s", "duration: 600s"))
+    command = [sys.executable, "-m", "loadtests", "run", str(scenario), *at(server), "--out", str(tmp_path)]
+    before = answered(server)
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: answered(server) > before, "the load")
+        workers = workers_of(process.pid)
+        assert workers
+        process.send_signal(number)
+        assert process.wait(30) == code
+    wait_for(lambda: not any(alive(worker) for worker in workers), "the end of the workers")
 
 
 def test_streams_of_the_real_server(server: RunningServer, tmp_path: Path) -> None:
