@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from service.config.keys import Group, entry_text, new_key
 from tests.browser.chromium import NARROW, WAIT_MS, WIDE, Visit, overflow, running_browser, visit
@@ -141,7 +141,9 @@ def test_the_keyboard_reaches_everything_and_updates_disturb_nobody(server: Runn
                  window.scrollTo(0, 120);
                  window.left = 0;
                  const seen = new MutationObserver((changes) => changes.forEach((change) =>
-                   change.removedNodes.forEach((node) => { window.left += node.nodeType === 1; })));
+                   change.removedNodes.forEach((node) => {
+                     window.left += node.nodeType === 1 && !node.isConnected;
+                   })));
                  seen.observe(document.getElementById("models"), {childList: true});
                  document.querySelectorAll("article").forEach((node) => { node.seen = true; });
                }"""
@@ -156,6 +158,20 @@ def test_the_keyboard_reaches_everything_and_updates_disturb_nobody(server: Runn
         expect(button).to_have_attribute("aria-expanded", after)
         assert page.evaluate("[window.left, scrollY]") == [0, 120]
         assert page.evaluate("[...document.querySelectorAll('article')].every((node) => node.seen)")
+        # Another model is the most urgent one now: they change places, and still nobody is disturbed.
+        names = page.locator("article .name").all_inner_texts()
+        page.route(re.compile("status.json"), _other_way_round)
+        expect(page.locator("article .name")).to_have_text(names[::-1])
+        expect(button).to_be_focused()
+        assert page.evaluate("window.left") == 0
+        assert page.evaluate("[...document.querySelectorAll('article')].every((node) => node.seen)")
+
+
+def _other_way_round(route: Route) -> None:
+    answer = route.fetch()
+    status = answer.json()
+    status["models"].reverse()
+    route.fulfill(response=answer, json=status)
 
 
 def test_details_are_there_as_soon_as_they_are_opened(server: RunningServer, browser: Browser) -> None:

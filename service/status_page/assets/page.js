@@ -337,6 +337,7 @@ function showDevices(list) {
 }
 function showModels(models) {
   const before = cards, few = models.length <= (narrow.matches ? 1 : 4), list = $("models");
+  const focused = document.activeElement;
   cards = new Map();
   models.forEach((model, i) => {
     const key = JSON.stringify([model.name, model.version]), card = before.get(key) || new Card(model);
@@ -346,6 +347,8 @@ function showModels(models) {
     card.show(model, few);
   });
   for (const [key, card] of before) if (!cards.has(key)) card.node.remove();
+  // A node that was moved has lost the focus: whoever was there is there still.
+  if (focused !== document.activeElement && list.contains(focused)) focused.focus({ preventScroll: true });
 }
 
 // ------------------------------------------------------------------ asking
