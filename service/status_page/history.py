@@ -70,7 +70,8 @@ class History:
         load; `offered` and `in_time` are those of the step alone."""
         before = self._before if source is self._source else NO_COUNTS
         self._source, self._before = source, counts
-        window = Window(offered, in_time, difference(counts, before))
+        # The same object: nothing was counted, as with most of many models at most times.
+        window = Window(offered, in_time, NO_COUNTS if counts is before else difference(counts, before))
         if offered or window.counts.requests or window.counts.refusals or window.counts.failures:
             self._steps.append((step, window))
             self._points.append(_point(step, window, slo_ns))

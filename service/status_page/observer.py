@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 
 from service.clock import NS_PER_MS, NS_PER_S, now_ns
 from service.metrics import MetricsRegistry
+from service.metrics.model import DEMAND_STEPS
 from service.metrics.saturation import Demand, device_loads
 from service.metrics.shard import WINDOW_STEP_NS, WINDOW_STEPS
 from service.model import Model
@@ -33,6 +34,9 @@ from service.status_page.verdict import judge
 
 # What ended in a step is recorded a little after its end: when the answer has been sent.
 LAG_NS = 250 * NS_PER_MS
+# A model that counted nothing for so long has nothing that ended in a step, and none of the demand that saturation
+# looks back at. (What is counted in the lag belongs to the step that follows.)
+_IDLE_STEPS = DEMAND_STEPS + 1
 # How long an answer is given again unseen: states on the page are this old at most.
 _FRESH_NS = NS_PER_S
 # As the scrape does (`service.metrics.registry`): about a millisecond of work, then others may run.
@@ -78,8 +82,8 @@ class Observer:
         # Guards all below. Held for as long as a step or an answer takes, by threads that serve people.
         self._lock = threading.Lock()
         self._histories: dict[_Key, History] = {}
-        # What was counted last, and at how many events, by which load of the version.
-        self._known: dict[_Key, tuple[int, int, Counts]] = {}
+        # What was counted last, and at how many events, by which load of the version; the last step with any.
+        self._known: dict[_Key, tuple[int, int, Counts, int]] = {}
         self._loads: dict[str, float] = {}
         self._load_history: deque[dict[str, float]] = deque(maxlen=KEPT_STEPS)
         self._step = self._last_step()
@@ -101,8 +105,7 @@ class Observer:
             for entry in _in_turns(self._repository.index()):
                 loaded = entry.loaded
                 present.add((entry.name, entry.version))
-                if loaded is not None:
-                    self._take_in((entry.name, entry.version), loaded.model, step)
+                if loaded is not None and self._take_in((entry.name, entry.version), loaded.model, step):
                     demand = loaded.model.metrics.demand(at_ns)
                     demands += [demand] if demand is not None else []
             for gone in self._histories.keys() - present:
@@ -132,18 +135,22 @@ class Observer:
     def _last_step(self) -> int:
         return (self._clock() - LAG_NS) // WINDOW_STEP_NS - 1
 
-    def _take_in(self, key: _Key, source: Model, step: int) -> None:
+    def _take_in(self, key: _Key, source: Model, step: int) -> bool:
+        """Whether there was anything to take in. Nearly all of a thousand models are idle, and cost a comparison."""
         metrics = source.metrics
-        serial, events, counts = self._known.get(key, (0, 0, NO_COUNTS))
+        serial, events, counts, busy = self._known.get(key, (0, 0, NO_COUNTS, 0))
         if serial != source.serial:
-            events, counts = 0, NO_COUNTS
+            events, counts, busy = 0, NO_COUNTS, step
         now = metrics.events()
         if now != events:
-            counts = counts_of(metrics.sum())
+            counts, busy = counts_of(metrics.sum()), step
+        elif step - busy > _IDLE_STEPS:
+            return False
         offered, in_time = metrics.ended(step)
-        self._known[key] = (source.serial, now, counts)
+        self._known[key] = (source.serial, now, counts, busy)
         history = self._histories.setdefault(key, History())
         history.observe(step, source.serial, counts, offered, in_time, source.policy.slo_ns)
+        return True
 
     def _encoded(self, entries: Sequence[Entry], at_ns: int) -> bytes:
         """The answer in pieces: no piece is encoded for longer than other threads may wait."""
