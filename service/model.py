@@ -139,7 +139,8 @@ class Model:
             batch_rows_limit=self.queue.least_cap_rows,
             staging_bytes=sum(pool.staging_bytes for pool in self._pools.values()),
             cuda_graphs=sum(pool.graphs for pool in self._pools.values())
-            if self.config.optimization.cuda_graphs
+            if self.config.captures_graphs
+            and (self.config.optimization.cuda_graphs or any(name != "cpu" for name in self.policy.devices))
             else None,
         )
 

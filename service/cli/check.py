@@ -130,7 +130,7 @@ def _completed(
     reference = backbone_of(model.config)
     if reference is None or model.config is None:
         tensors = (graph.inputs, graph.outputs, graph.dynamic_quantisation)
-        return complete(model.config, model.name, *tensors, default_max_batch_size, gpus)
+        return complete(model.config, model.name, *tensors, default_max_batch_size, gpus, graph.convolutions)
     served = [finding for finding in others if finding.model == reference.name and finding.completed is not None]
     wanted = [finding for finding in served if reference.version in (None, finding.version)]
     if not wanted:

@@ -127,6 +127,7 @@ def measure_model(options: ProfileOptions) -> ModelProfile:
         graph.dynamic_quantisation,
         options.max_batch_size,
         [gpu.index for gpu in devices.gpus],
+        graph.convolutions,
     )
     share_threads(device.threads)
     explicit = message is not None and message.max_batch_size > 1

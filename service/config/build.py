@@ -195,7 +195,7 @@ def build_optimization(config: pb.ModelConfig, cuda_parameters: Mapping[str, str
         graph=GraphOptimization(level),
         gpu_accelerators=tuple(accelerators),
         cuda_options=MappingProxyType(cuda),
-        cuda_graphs=optimization.cuda.graphs,
+        cuda_graphs=optimization.cuda.graphs if optimization.HasField("cuda") else None,
         input_pinned_memory=not optimization.HasField("input_pinned_memory") or optimization.input_pinned_memory.enable,
         output_pinned_memory=(
             not optimization.HasField("output_pinned_memory") or optimization.output_pinned_memory.enable

@@ -65,11 +65,13 @@ def complete(
     dynamic_quantisation: Collection[str] = (),
     default_max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
     gpus: Collection[int] | None = None,
+    convolutions: bool = False,
 ) -> Completed:
     """Complete `config` (None: there is no file) for the model in directory `name`.
 
     `dynamic_quantisation` are operators of the graph that scale over the whole batch. `gpus` are the CUDA devices to
-    be had, empty for none, None for not known. Raises `ConfigError` with the path of the key at fault.
+    be had, empty for none, None for not known. `convolutions`: whether the graph has any. Raises `ConfigError` with the
+    path of the key at fault.
     """
     proto = pb.ModelConfig()
     if config is not None:
@@ -128,6 +130,7 @@ def complete(
             warmups=build_warmups(proto, input_specs),
             labels=build_labels(proto),
             parameters={key: value.string_value for key, value in sorted(proto.parameters.items())},
+            convolutions=convolutions,
         ),
         proto=proto,
         notes=(*notes_in, *notes_out, *plan.notes),

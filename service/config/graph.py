@@ -28,6 +28,8 @@ MODEL_FILENAME = "model.onnx"
 
 # Operators whose scale is taken over the whole tensor, so that a row's answer depends on its batch.
 DYNAMIC_QUANTISATION = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
+# Operators that cuDNN plans for the sizes of their tensors.
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcConv"})
 
 # Field numbers of ModelProto, GraphProto and TensorProto in onnx.proto.
 _MODEL_GRAPH, _MODEL_OPSET, _MODEL_FUNCTION = 7, 8, 25
@@ -115,6 +117,7 @@ def _read_model(view: memoryview) -> Graph:
         dynamic_quantisation=tuple(sorted(found.operators & DYNAMIC_QUANTISATION)),
         external_files=tuple(sorted(found.external)),
         opsets=MappingProxyType(opsets),
+        convolutions=not found.operators.isdisjoint(CONVOLUTIONS),
     )
 
 

@@ -131,14 +131,14 @@ class Accelerator:
 class Optimization:
     """How the graph is executed. `gpu_accelerators` apply to instances on GPUs, in the order of preference.
 
-    `cuda_options` are the CUDA provider's options, wherever the file gave them; `cuda_graphs` asks for batch sizes to
-    be captured.
+    `cuda_options` are the CUDA provider's options, wherever the file gave them; `cuda_graphs`: whether batch sizes are
+    to be captured; None where the file does not say (`ModelConfig.captures_graphs`).
     """
 
     graph: GraphOptimization = GraphOptimization.ALL
     gpu_accelerators: tuple[Accelerator, ...] = ()
     cuda_options: Mapping[str, str] = _no_texts()
-    cuda_graphs: bool = False
+    cuda_graphs: bool | None = None
     input_pinned_memory: bool = True
     output_pinned_memory: bool = True
 
@@ -225,7 +225,8 @@ class ModelConfig:
     `inputs` and `outputs` are what clients send and get. `sequences`, if the model is stateful: its requests have one
     row each, and `dynamic_batching` says whether those of different sequences are joined. `backbone`: the model is a
     head on another one.
-    `labels` maps an output to the file (beside config.pbtxt) that names its classes.
+    `labels` maps an output to the file (beside config.pbtxt) that names its classes. `convolutions`: whether the graph
+    has any.
     """
 
     name: str
@@ -246,6 +247,19 @@ class ModelConfig:
     warmups: tuple[Warmup, ...] = ()
     labels: Mapping[str, str] = _no_texts()
     parameters: Mapping[str, str] = _no_texts()
+    convolutions: bool = False
+
+    @property
+    def captures_graphs(self) -> bool:
+        """Whether batch sizes are captured on a GPU. Unless the file says: those of models with convolutions, which
+        otherwise cost 100 ms and more whenever the size changes (docs/adr/0016-sizes-on-a-gpu.md)."""
+        asked = self.optimization.cuda_graphs
+        if asked is not None:
+            return asked
+        contradicted = "gpu:" in self.session.arena_shrinkage or any(
+            accelerator.name == "tensorrt" for accelerator in self.optimization.gpu_accelerators
+        )
+        return self.convolutions and not contradicted
 
     @property
     def batched(self) -> bool:

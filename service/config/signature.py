@@ -63,6 +63,7 @@ class Graph:
     """What is known of a model file.
 
     `dynamic_quantisation`: operators that scale over the whole batch. `external_files`: data files beside the model.
+    `convolutions`: whether there are any, for which ONNX Runtime plans anew on a GPU whenever their sizes change.
     """
 
     inputs: tuple[GraphTensor, ...]
@@ -70,3 +71,4 @@ class Graph:
     dynamic_quantisation: tuple[str, ...] = ()
     external_files: tuple[str, ...] = ()
     opsets: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    convolutions: bool = False

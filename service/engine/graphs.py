@@ -132,6 +132,10 @@ class GraphInstance(Instance):
     def graphs(self) -> int:
         return len(self._graphs)
 
+    def captured(self, shape: ShapeClass) -> frozenset[int]:
+        """The batch sizes of a shape class that are replayed."""
+        return frozenset(rows for kind, rows in self._graphs if kind == shape)
+
     def seal(self) -> None:
         self.capturing = False
 
@@ -165,12 +169,17 @@ class GraphInstance(Instance):
         )
 
     def _capture(self, segments: Sequence[Segment], rows: int, bucket: int, shape: ShapeClass) -> FixedPlace | None:
-        """Capture a batch size and check it; None, and `why_not`, if that fails. Raises `DeviceFailed`."""
+        """Capture a batch size and check it; None, and `why_not`, if that fails.
+
+        Raises as `OnnxSession.run` where the batch cannot be run at all.
+        """
         buffers = self._gather(segments, shape, rows, bucket)
         given = buffers.inputs(bucket)
         shapes = [(s, s.whole(bucket, s.shape)) for s in self._outputs]
         actual = [array for _, array in given]
         other = [_other(array) for array in actual]
+        # What is planned for this size is planned now: others would wait for it at the gate for half a second.
+        self.session.run({spec.name: (spec, array) for spec, array in given}, self._outputs)
         try:
             with self._gate.alone:
                 place = fixed_place(self.session, given, shapes, self._device, str(len(self._graphs) + 1))

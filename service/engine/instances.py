@@ -21,7 +21,7 @@ from service.engine.options import plan_session
 from service.engine.pinned import PageLocked
 from service.engine.pool import Instance
 from service.engine.session import OnnxSession
-from service.engine.warmup import Sample, requests
+from service.engine.warmup import Sample, largest_run, requests
 from service.errors import DeviceFailed, ModelLoadError, ServiceError
 from service.scheduler import bucket_ladder
 
@@ -61,16 +61,18 @@ def make_instances(path: Path, config: ModelConfig, device: Device, count: int) 
 
 
 def finish_graphs(
-    instances: Sequence[Instance], config: ModelConfig, sample: Sample | None, sizes: Sequence[int] | None
+    instances: Sequence[Instance], config: ModelConfig, sample: Sample | None, sizes: Sequence[int] | None = None
 ) -> list[str]:
-    """The end of warm-up: capture what of `sizes` (unset: of all batch sizes) is not captured yet; how it went.
+    """Capture what of `sizes` (unset: of the ladder of batch sizes) is not captured yet, and nothing after that; how it
+    went.
 
     Raises `DeviceFailed`.
     """
-    if not config.optimization.cuda_graphs:
+    on_gpu = any(isinstance(instance, GraphInstance) or instance.why_not for instance in instances)
+    if not config.captures_graphs or (config.optimization.cuda_graphs is None and not on_gpu):
         return []
     if sizes is None:
-        sizes = bucket_ladder(config.max_batch_size if config.batched else 1)
+        sizes = bucket_ladder(largest_run(config))
     for instance in instances:
         if sample is not None and isinstance(instance, GraphInstance):
             _capture_all(instance, config, sample, sizes)
@@ -79,6 +81,12 @@ def finish_graphs(
     reasons = {instance.why_not or "there is no GPU" for instance in instances if instance.why_not or not captured}
     notes = [f"CUDA graphs: {captured} batch sizes captured"] if captured else []
     return notes + [f"CUDA graphs: {'no more' if captured else 'none'}: {reason}" for reason in sorted(reasons)]
+
+
+def captured_sizes(instances: Sequence[Instance], sample: Sample) -> tuple[int, ...]:
+    """The batch sizes of `sample`'s shape that every instance replays."""
+    each = [i.captured(sample.shape) if isinstance(i, GraphInstance) else frozenset[int]() for i in instances]
+    return tuple(sorted(frozenset.intersection(*each)))
 
 
 def _capture_all(instance: GraphInstance, config: ModelConfig, sample: Sample, sizes: Sequence[int]) -> None:

@@ -115,7 +115,7 @@ def plan_session(config: ModelConfig, device: Device) -> SessionPlan:
                 raise ConfigError(path, "this onnxruntime has no TensorRT provider")
             providers.append((TENSORRT_PROVIDER, {"device_id": str(device.index), **accelerator.provider_options}))
     cuda = {"device_id": str(device.index), **_CUDA_DEFAULTS, **config.optimization.cuda_options}
-    if config.optimization.cuda_graphs:
+    if config.captures_graphs:
         if "gpu:" in config.session.arena_shrinkage:
             # A captured graph goes on using what the arena gave back.
             raise ConfigError("optimization.cuda.graphs", "contradicts memory.enable_memory_arena_shrinkage of a GPU")

@@ -30,6 +30,8 @@ from service.tensor import Array, DataType, TensorSpec, decode_bytes, element_co
 # Runs per rung: the first ones are cold (allocation, page faults), the median of twenty is stable to a few percent.
 DISCARDED_RUNS = 3
 TIMED_RUNS = 20
+# Changes of the batch size that are timed. One may be hit by something else, two in three are not.
+CHANGES = 3
 # Batches up to twice as slow as the objective are measured: the machine may be busy now and faster later. What lies
 # beyond is extrapolated, and corrected if it is ever run.
 BEYOND_SLO = 2.0
@@ -322,6 +324,24 @@ def measure(
             int(statistics.median(times)), times[min(len(times) - 1, len(times) * 99 // 100)], runs
         )
     return Measured(sample.shape, dict(sorted(table.items())), left[0] == max_rows, memory_rows)
+
+
+def largest_run(config: ModelConfig) -> int:
+    """The most rows that are run at once."""
+    # Steps of sequences have one row each: what is not joined has one.
+    alone = config.sequences is not None and not config.joins_requests
+    return config.max_batch_size if config.batched and not alone else 1
+
+
+def cost_of_change(instance: Instance, config: ModelConfig, sample: Sample, one: int, other: int) -> int:
+    """What a batch of `one` rows takes longer because the one before it had `other`, nanoseconds: the median of three
+    changes, over a batch of the same size right after. Raises `ServiceError`."""
+    costs = []
+    for _ in range(CHANGES):
+        time_rows(instance, config, sample, other)
+        after_change = time_rows(instance, config, sample, one)
+        costs.append(after_change - time_rows(instance, config, sample, one))
+    return max(0, int(statistics.median(costs)))
 
 
 def coarse(rungs: Sequence[int]) -> list[int]:

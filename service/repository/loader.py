@@ -20,13 +20,24 @@ from service.config.signature import Graph
 from service.engine.batchable import check_batching
 from service.engine.devices import Device, Devices
 from service.engine.head import Head
-from service.engine.instances import finish_graphs, make_instances
+from service.engine.instances import captured_sizes, finish_graphs, make_instances
 from service.engine.options import plan_session
 from service.engine.pool import Instance, SessionPool
 from service.engine.profile import model_digest, profile, profile_key
 from service.engine.runtime import Runtime
 from service.engine.states import StepTensors
-from service.engine.warmup import LatencySample, Measured, Sample, coarse, first_run, run_configured, samples, warm
+from service.engine.warmup import (
+    LatencySample,
+    Measured,
+    Sample,
+    coarse,
+    cost_of_change,
+    first_run,
+    largest_run,
+    run_configured,
+    samples,
+    warm,
+)
 from service.errors import DeviceFailed, ModelLoadError, ServiceError
 from service.head_model import HeadModel
 from service.metrics import ModelMetrics
@@ -36,7 +47,7 @@ from service.repository import placement
 from service.repository.layout import ModelFiles, VersionFiles
 from service.repository.neighbours import Neighbour
 from service.repository.placement import Need, Placed
-from service.repository.policy import delivery_ns, latency_model, queue_policy
+from service.repository.policy import delivery_ns, latency_model, one_size, queue_policy
 from service.request import ShapeClass
 from service.scheduler import QueuePolicy
 from service.sequence_model import SequenceModel
@@ -120,14 +131,15 @@ class Loader:
             graph.dynamic_quantisation,
             self._options.default_max_batch_size,
             [gpu.index for gpu in self._devices.gpus],
+            graph.convolutions,
         )
         config = completed.config
         notes = list(completed.notes)
         labels = {output: _read_labels(directory / file, output) for output, file in config.labels.items()}
         explicit = config_file is not None and config_file.max_batch_size > 1
-        sizes = [file.stat().st_size for file in (path, *(path.parent / f for f in graph.external_files))]
+        bytes_each = [file.stat().st_size for file in (path, *(path.parent / f for f in graph.external_files))]
         limit = config.optimization.cuda_options.get("gpu_mem_limit", "")
-        need = Need(sum(sizes), int(limit) if limit.isdigit() else None)
+        need = Need(sum(bytes_each), int(limit) if limit.isdigit() else None)
         # Completing lists every GPU in groups that name none; here it matters who named them.
         stated = [] if config_file is None else config_file.instance_group
         named = [bool(group.gpus) for group in stated] or [False] * len(config.instance_groups)
@@ -138,6 +150,8 @@ class Loader:
         notes += not_placed
         pools: dict[str, SessionPool] = {}
         measured: Measured | None = None
+        # The only batch sizes that run without a delay; empty where all do.
+        sizes: tuple[int, ...] = ()
         from_cache = False
         digest = ""
         # One list for all devices: equal shapes are then one shape class, with the buffers of every instance.
@@ -147,28 +161,26 @@ class Loader:
             pools[place.device.name] = SessionPool(instances)
             try:
                 config, sample, found_out = _warm_up(instances, config, candidates, explicit)
+                # Before anything is timed: what is timed then are replays.
+                found_out += finish_graphs(instances, config, sample)
             except DeviceFailed as error:
                 raise self._broken(name, place, error) from error
             notes += [note for note in found_out if note not in notes]
+            captured = captured_sizes(instances, sample) if sample is not None and config.convolutions else ()
+            sizes = captured if captured and (not sizes or len(captured) < len(sizes)) else sizes
             if sample is None or self._budget_ns(config) == 0:
-                notes += finish_graphs(instances, config, sample, None)
                 continue
             known = _latencies_of(beside, config, sample)
             if known is not None:
-                measured = known
-                # Allocations and page faults happen here, not with the first requests: the largest size first, which
-                # makes room for the others.
-                for rows in reversed(coarse(sorted(known.table))):
-                    for instance in instances:
-                        warm(instance, config, sample, rows)
-                notes += finish_graphs(instances, config, sample, list(known.table))
-                continue
-            digest = digest or model_digest([path, *(path.parent / f for f in graph.external_files)])
-            found, from_cache = self._measure(instances[0], config, place, digest, sample)
+                _warm_again(instances, config, sample, known)
+            else:
+                digest = digest or model_digest([path, *(path.parent / f for f in graph.external_files)])
+                known, from_cache = self._measure(instances[0], config, place, digest, sample)
             # The slower device is the safe assumption for a queue that both serve.
-            measured = found if measured is None or _slower(found, measured) else measured
-            notes += finish_graphs(instances, config, sample, list(found.table))
-        policy, limit_note = queue_policy(config, [p.device for p in placed], _count(placed), measured)
+            measured = known if measured is None or _slower(known, measured) else measured
+            if place.device.kind == "gpu" and not captured and config.joins_requests:
+                sizes = self._one_size(instances[0], config, place, sample, known) or sizes
+        policy, limit_note = queue_policy(config, [p.device for p in placed], _count(placed), measured, sizes)
         notes += limit_note
         built = self._build(config, version.version, policy, measured, pools, directory)
         for candidate in candidates:
@@ -252,9 +264,7 @@ class Loader:
     def _measure(
         self, instance: Instance, config: ModelConfig, place: Placed, digest: str, sample: Sample
     ) -> tuple[Measured, bool]:
-        # Steps of sequences have one row each: what is not joined has one.
-        alone = config.sequences is not None and not config.joins_requests
-        max_rows = config.max_batch_size if config.batched and not alone else 1
+        max_rows = largest_run(config)
         objective = config.objective
         plan = plan_session(config, place.device)
         try:
@@ -272,6 +282,19 @@ class Loader:
             raise self._broken(config.name, place, error) from error
         except ServiceError as error:
             raise ModelLoadError(f"model '{config.name}' fails on a batch of its own warm-up input: {error}") from error
+
+    def _one_size(
+        self, instance: Instance, config: ModelConfig, place: Placed, sample: Sample, measured: Measured
+    ) -> tuple[int, ...]:
+        """The size that every batch is padded to, where changing the size costs more than that; empty elsewhere."""
+        table = measured.table
+        try:
+            cost_ns = cost_of_change(instance, config, sample, min(table), max(table)) if len(table) > 1 else 0
+        except DeviceFailed as error:
+            raise self._broken(config.name, place, error) from error
+        except ServiceError as error:
+            raise ModelLoadError(f"model '{config.name}' fails on a batch of its own warm-up input: {error}") from error
+        return one_size({rows: s.p50_ns for rows, s in table.items()}, cost_ns, config.objective.slo_ns)
 
     def _broken(self, name: str, place: Placed, error: DeviceFailed) -> ModelLoadError:
         """The device broke while the model was warmed up: nobody can use it any more."""
@@ -348,6 +371,14 @@ def _warm_up(
     return config, sample, notes
 
 
+def _warm_again(instances: Sequence[Instance], config: ModelConfig, sample: Sample, known: Measured) -> None:
+    """Allocations and page faults happen here, not with the first requests: the largest size first, which makes room
+    for the others."""
+    for rows in reversed(coarse(sorted(known.table))):
+        for instance in instances:
+            warm(instance, config, sample, rows)
+
+
 def _read_labels(path: Path, output: str) -> tuple[str, ...]:
     """The names of an output's classes, one a line. Raises `ModelLoadError`."""
     try:
@@ -359,7 +390,8 @@ def _read_labels(path: Path, output: str) -> tuple[str, ...]:
 
 def _latencies_of(beside: Model | None, config: ModelConfig, sample: Sample) -> Measured | None:
     """What is known of a model that serves, for one of the same tensors."""
-    if beside is None:
+    if beside is None or (len(beside.policy.buckets) == 1 and config.max_batch_size > 1):
+        # Of a model with one size for all batches the others are not known.
         return None
     old = beside.config
     same = (old.session_inputs, old.session_outputs, old.max_batch_size, old.batched) == (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from service.clock import NS_PER_MS
 from service.config.model import DynamicBatching, ModelConfig
@@ -15,12 +15,22 @@ from service.scheduler import LatencyModel, PriorityPolicy, QueuePolicy, bucket_
 # to 0.5 ms. A percent of the objective at most, so that a short one keeps its time for computing.
 DELIVERY_NS = NS_PER_MS // 2
 DELIVERY_SHARE = 100
+# One size for all batches: where a change costs more than this and than a row, of sizes that take at most this part of
+# the objective, the smallest with this part of the throughput.
+CHANGE_NS = 2 * NS_PER_MS
+SIZE_SHARE_OF_SLO = 0.4
+MOST_OF_THROUGHPUT = 0.8
 
 
 def queue_policy(
-    config: ModelConfig, devices: Sequence[Device], max_concurrent: int, measured: Measured | None
+    config: ModelConfig,
+    devices: Sequence[Device],
+    max_concurrent: int,
+    measured: Measured | None,
+    sizes: Sequence[int] = (),
 ) -> tuple[QueuePolicy, list[str]]:
-    """The queue policy of a model on `devices`, and what should be said about it."""
+    """The queue policy of a model on `devices`, and what should be said about it. `sizes`: the only batch sizes that
+    are to be run, smallest first; empty for all."""
     notes: list[str] = []
     batching = config.dynamic_batching or DynamicBatching()
     objective = config.objective
@@ -30,6 +40,14 @@ def queue_policy(
     # Padding to a ladder of sizes pays where sizes are captured or compiled; the CPU runs every size as it is.
     # Nor may rows be added to a request that must be alone: its answer may depend on them.
     padded = config.joins_requests and any(device.kind == "gpu" for device in devices)
+    buckets = bucket_ladder(max_rows) if padded else ()
+    if padded and sizes:
+        buckets = tuple(rows for rows in sizes if rows <= max_rows) or (sizes[0],)
+        max_rows = buckets[-1]
+        if len(buckets) == 1:
+            notes.append(
+                f"every batch is padded to {max_rows} rows: on this GPU changing the size takes longer than computing"
+            )
     policy = QueuePolicy(
         name=config.name,
         devices=tuple(device.name for device in devices),
@@ -37,7 +55,7 @@ def queue_policy(
         joins=config.joins_requests,
         delivery_ns=delivery_ns(objective.slo_ns),
         slo_ns=objective.slo_ns,
-        buckets=bucket_ladder(max_rows) if padded else (),
+        buckets=buckets,
         max_concurrent=max_concurrent,
         shed_eagerness=objective.shed_eagerness,
         late_policy=objective.late_policy.value,
@@ -49,6 +67,21 @@ def queue_policy(
         priorities=_priorities(batching),
     )
     return policy, notes
+
+
+def one_size(table: Mapping[int, int], change_ns: int, slo_ns: int | None) -> tuple[int, ...]:
+    """The size that every batch is padded to where a change of the size costs `change_ns`; empty where that is less
+    than padding costs. `table`: ns of a batch by its rows.
+
+    The smallest size with most of the throughput there is, so that little is padded when little comes; of those that
+    fit twice into the objective with something to spare, since a request waits for one batch and is in the next.
+    """
+    if change_ns <= max(CHANGE_NS, min(table.values())):
+        return ()
+    limit_ns = slo_ns * SIZE_SHARE_OF_SLO if slo_ns is not None else max(table.values())
+    fitting = [rows for rows in table if table[rows] <= limit_ns] or [min(table)]
+    best = max(rows / table[rows] for rows in fitting)
+    return (min(rows for rows in fitting if rows / table[rows] >= MOST_OF_THROUGHPUT * best),)
 
 
 def delivery_ns(slo_ns: int | None) -> int:

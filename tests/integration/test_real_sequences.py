@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from tests.support.stream import Stream, metric, wait_for
 STREAMS = 200
 # Three seconds of the recording for each stream, from a place of its own.
 CHUNKS = 94
+# Of a probability. A GPU adds up in another order than the local run, which is on the CPU: 1.1e-6 on an H200.
+TOLERANCE = 1e-6 if os.environ.get("ONCLOCK_TEST_DEVICE", "cpu") == "cpu" else 1e-5
 
 Floats = silero_vad.Floats
 
@@ -107,7 +110,7 @@ def test_two_hundred_streams_of_voice_equal_local_runs(server: RunningServer, re
     share = rows / (after.execution_count - before.execution_count)
     assert rows == STREAMS * CHUNKS
     # Not a bit where this was written; other processors may choose other kernels for other numbers of rows.
-    assert difference <= 1e-6
+    assert difference <= TOLERANCE
     assert share > 2, f"{share:.2f} rows a batch"
     wait_for(lambda: metric(server, 'onclock_sequences{model="silero-vad"') == 0, "clients that died are forgotten")
 

@@ -85,6 +85,13 @@ def test_dynamic_quantisation_is_found_wherever_it_is(tmp_path: Path) -> None:
     assert read_graph(saved(tmp_path, onnx_models.mlp())).dynamic_quantisation == ()
 
 
+def test_convolutions_are_found_wherever_they_are(tmp_path: Path) -> None:
+    """At the top, inside a branch, and not where there is none."""
+    assert read_graph(saved(tmp_path, onnx_models.conv_net())).convolutions
+    assert read_graph(saved(tmp_path, onnx_models.branching_conv())).convolutions
+    assert not read_graph(saved(tmp_path, onnx_models.mlp())).convolutions
+
+
 def test_types_outside_the_protocol_keep_their_names(tmp_path: Path) -> None:
     """Small floats, complex numbers, sparse and optional tensors are named in the refusal."""
     value = helper.make_tensor_value_info

@@ -41,7 +41,9 @@ def config_of(directory: Path, model: onnx.ModelProto, config_text: str = "") ->
     path = write_model(directory, "model", model) / "1" / "model.onnx"
     graph = read_graph(path)
     given = text_format.Parse(config_text, pb.ModelConfig())
-    completed = complete(given, "model", graph.inputs, graph.outputs, graph.dynamic_quantisation)
+    completed = complete(
+        given, "model", graph.inputs, graph.outputs, graph.dynamic_quantisation, convolutions=graph.convolutions
+    )
     return completed.config, path
 
 

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from service.engine import graphs
 from service.engine.gate import Gate
 from service.engine.graphs import GraphInstance, obstacle
-from service.engine.instances import finish_graphs, make_instances
+from service.engine.instances import captured_sizes, finish_graphs, make_instances
 from service.engine.options import plan_session
 from service.engine.pool import Instance
 from service.engine.session import Binding, OnnxSession
 from service.engine.warmup import first_run, samples
+from service.engine.warmup import requests as warmup_requests
 from service.errors import ConfigError, DeviceFailed, ExecutionFailed, OutOfMemory, ServiceError
 from service.tensor import Array
 from tests.support import onnx_models
@@ -165,6 +166,51 @@ def test_a_graph_that_cannot_be_had_is_done_without(kind: type[OnnxSession], rea
     assert type(instance.session) is OnnxSession
 
 
+class Planning(OnnxSession):
+    """Notes who holds the gate during an ordinary run, where ONNX Runtime plans for a size it has not run last."""
+
+    held: list[int | None]
+    gate: Gate
+
+    def run(self, feeds: Any, outputs: Any) -> Any:
+        self.held.append(self.gate.owner)
+        return super().run(feeds, outputs)
+
+
+def test_what_is_planned_for_a_size_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """The first run of a size comes before the gate is closed for the capture."""
+    instance, config = graph_instance(tmp_path, onnx_models.conv_net(16), Planning)
+    instance.session.held, instance.session.gate = [], instance._gate
+    request = Requests(config.inputs).make(np.ones((3, *config.inputs[0].shape), np.float32))
+    instance.run(whole(request), 3, 3)
+    assert instance.session.held[0] is None
+    assert all(owner is not None for owner in instance.session.held[1:])
+    assert instance.captured(request.shape) == {3}
+
+
+class Small(OnnxSession):
+    """Has memory for eight rows."""
+
+    def run(self, feeds: Any, outputs: Any) -> Any:
+        if any(len(array) > 8 for _, array in feeds.values()):
+            raise OutOfMemory("no memory")
+        return super().run(feeds, outputs)
+
+    def run_bound(self, binding: Binding) -> None:
+        raise AssertionError("every size up to eight rows is captured")
+
+
+def test_sizes_that_fit_stay_captured(tmp_path: Path) -> None:
+    """A size for which there is no memory costs none of the smaller ones their graphs."""
+    instance, config = graph_instance(tmp_path, onnx_models.identity(), Small)
+    sample = samples(config, tmp_path)[0]
+    notes = finish_graphs([instance], config, sample)
+    assert captured_sizes([instance], sample) == (1, 2, 3, 4, 5, 6, 7, 8)[: instance.graphs]
+    assert instance.graphs >= 5
+    assert "no memory" in notes[1]
+    instance.run(warmup_requests(sample, config, 2), 2, 2)
+
+
 def test_a_broken_device_is_not_hidden(tmp_path: Path) -> None:
     """It is for the server to know."""
     instance, config = graph_instance(tmp_path, onnx_models.identity(), Broken)
@@ -263,3 +309,33 @@ def test_memory_that_graphs_go_on_using_is_not_given_back() -> None:
     text = f"optimization {{ cuda {{ graphs: true }} }}\n{shrinking}"
     with pytest.raises(ConfigError, match=r"optimization\.cuda\.graphs"):
         plan_session(config_from(text, gpus=(1,)), GPU)
+
+
+TENSORRT = 'optimization { execution_accelerators { gpu_execution_accelerator { name: "tensorrt" } } }'
+SHRINKING = """parameters { key: "memory.enable_memory_arena_shrinkage" value { string_value: "gpu:0" } }"""
+
+
+@pytest.mark.parametrize(
+    ("text", "convolutions", "others"),
+    [
+        ("", True, False),
+        ("optimization { graph { level: 1 } }", True, False),
+        ("optimization { cuda { graphs: true } }", True, True),
+        ("optimization { cuda { graphs: false } }", False, False),
+        (TENSORRT, False, False),
+        (SHRINKING, False, False),
+    ],
+)
+def test_unasked_models_with_convolutions_are_captured(
+    text: str, convolutions: bool, others: bool, tmp_path: Path
+) -> None:
+    """Unless the file says otherwise, or asks for what captured graphs contradict."""
+    assert config_of(tmp_path / "conv", onnx_models.conv_net(16), text)[0].captures_graphs is convolutions
+    assert config_of(tmp_path / "mlp", onnx_models.mlp(), text)[0].captures_graphs is others
+
+
+def test_on_the_cpu_nobody_is_told_about_graphs_unasked(tmp_path: Path) -> None:
+    """There is nothing to say about what nobody asked for."""
+    config, path = config_of(tmp_path, onnx_models.conv_net(16), "max_batch_size: 4")
+    instances = make_instances(path, config, CPU, 1)
+    assert finish_graphs(instances, config, samples(config, tmp_path)[0]) == []

@@ -17,6 +17,7 @@ from service.engine.warmup import (
     TIMED_RUNS,
     Sample,
     batch_arrays,
+    cost_of_change,
     first_run,
     measure,
     requests,
@@ -251,6 +252,22 @@ def test_every_rung_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     first = clock.runs[: len(bucket_ladder(64))]
     assert sorted(first) == list(bucket_ladder(64))
     assert first[:7] == [1, 2, 4, 9, 18, 36, 64]
+
+
+def test_what_a_change_of_the_size_costs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the first batch of a size takes longer, whichever; one slow run among them is no cost."""
+    before: list[int] = []
+
+    def plans(rows: int) -> int:
+        changed, first = bool(before) and before[-1] != rows, not before
+        before.append(rows)
+        return (190 * NS_PER_MS if changed else NS_PER_MS) + (NS_PER_S if first else 0)
+
+    _, instance, sample = timed(monkeypatch, tmp_path, plans)
+    assert cost_of_change(instance, config_of([X], [Y], 64), sample, 1, 64) == 189 * NS_PER_MS
+    slow = iter([1, 1, 1, 1, 90, 1, 1, 1, 1])
+    _, instance, sample = timed(monkeypatch, tmp_path, lambda _: next(slow) * NS_PER_MS)
+    assert cost_of_change(instance, config_of([X], [Y], 64), sample, 1, 64) == 0
 
 
 def test_the_budget_is_respected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.clock import NEVER_NS, NS_PER_MS, NS_PER_S
 from service.config.model import (
@@ -18,7 +20,7 @@ from service.config.model import (
 )
 from service.engine.devices import Device
 from service.engine.warmup import LatencySample, Measured
-from service.repository.policy import latency_model, queue_policy
+from service.repository.policy import latency_model, one_size, queue_policy
 from service.request import ShapeClass
 from service.scheduler import PriorityPolicy, bucket_ladder
 from service.tensor import DataType, TensorSpec
@@ -59,6 +61,61 @@ def test_gpus_pad_to_a_ladder() -> None:
     assert policy.devices == ("cuda:0", "cuda:1")
     assert policy.max_concurrent == 2
     assert queue_policy(CONFIG, [CPU, *GPUS], 1, None)[0].buckets == bucket_ladder(64)
+
+
+# Milliseconds of batches by their rows, of EfficientNet-Lite0 on an H200, and what a change of the size costs there.
+MEASURED_MS = {1: 1.4, 2: 1.45, 4: 1.6, 8: 2.1, 16: 4.0, 32: 7.6, 64: 14.7}
+CHANGE_MS = 190.0
+
+
+def size_of(
+    slo_ms: float | None, table: dict[int, float] = MEASURED_MS, change_ms: float = CHANGE_MS
+) -> tuple[int, ...]:
+    slo_ns = None if slo_ms is None else int(slo_ms * NS_PER_MS)
+    return one_size({rows: int(ms * NS_PER_MS) for rows, ms in table.items()}, int(change_ms * NS_PER_MS), slo_ns)
+
+
+def test_one_size_where_changing_it_costs_more_than_padding() -> None:
+    """Most of the throughput with the least padding, and twice within the objective."""
+    assert size_of(None) == (8,)
+    assert size_of(20.0) == (8,)
+    assert size_of(4.5) == (4,)
+    assert size_of(1.0) == (1,)
+    # Weights are read for one row as for sixty-four: the largest that fits.
+    assert size_of(50.0, {1: 5.0, 16: 5.5, 32: 6.0, 64: 7.0}) == (64,)
+    assert size_of(None, {4: 2.0}) == (4,)
+
+
+@pytest.mark.parametrize("change_ms", [0.0, 0.4, 1.3, 1.9])
+def test_every_size_where_changing_it_is_cheap(change_ms: float) -> None:
+    """Nothing is padded for less than two milliseconds, or than a row takes."""
+    assert size_of(20.0, change_ms=change_ms) == ()
+    assert size_of(200.0, {1: 50.0, 8: 60.0}, change_ms=49.0) == ()
+
+
+@given(
+    st.dictionaries(st.integers(1, 512), st.floats(0.05, 500), min_size=1, max_size=20),
+    st.floats(0, 1000),
+    st.none() | st.floats(0.1, 1000),
+)
+def test_the_one_size_was_measured_and_fits(table: dict[int, float], change_ms: float, slo_ms: float | None) -> None:
+    """It fits twice into the objective if any does, and is not slower than what it costs to be without it."""
+    sizes = size_of(slo_ms, table, change_ms)
+    assert set(sizes) <= set(table)
+    if sizes and slo_ms is not None and min(table.values()) <= 0.3 * slo_ms and min(table.items())[1] <= 0.3 * slo_ms:
+        assert 2 * table[sizes[0]] <= slo_ms
+
+
+def test_only_some_sizes() -> None:
+    """What was captured is the ladder, up to what there is memory for; a single size is said."""
+    policy, notes = queue_policy(CONFIG, GPUS, 1, measured({1: 1, 64: 3}), (1, 4, 16))
+    assert (policy.buckets, policy.max_batch_rows, notes) == ((1, 4, 16), 16, [])
+    policy, notes = queue_policy(CONFIG, GPUS, 1, measured({1: 1, 64: 3}), (8,))
+    assert (policy.buckets, policy.max_batch_rows) == ((8,), 8)
+    assert "every batch is padded to 8 rows" in notes[0]
+    # Requests that stay alone are not padded: their answers may depend on the rows added.
+    alone = replace(CONFIG, dynamic_batching=None)
+    assert queue_policy(alone, GPUS, 1, None, (8,))[0].buckets == queue_policy(alone, GPUS, 1, None)[0].buckets
 
 
 def test_without_an_objective_sizes_never_run_are_not_tried_on_clients() -> None:

@@ -1,0 +1,117 @@
+"""Models with convolutions on a GPU, with sessions on the CPU in its place: which batch sizes they are run in.
+
+What ONNX Runtime does there and not here is done by `Planning`: a run takes long after one of another size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.config.model import ModelConfig
+from service.engine.devices import Device, Devices
+from service.engine.gate import Gate
+from service.engine.graphs import GraphInstance
+from service.engine.options import plan_session
+from service.engine.pool import Executed, Instance
+from service.engine.session import OnnxSession
+from service.repository import loader
+from service.repository.loader import Loaded
+from service.scheduler import Segment, bucket_ladder
+from tests.support import corpus, onnx_models
+from tests.support.onnx_models import write_model
+from tests.unit.engine.support import ANSWER_S, CPU, Answers, Requests
+from tests.unit.repository.loading import load, loader_of
+
+GPU = Device("cuda:0", "gpu", 0, 1)
+ON_GPU = Devices(CPU, (GPU,), (GPU,), "1 NVIDIA GPU")
+PLANNING_S = 0.03
+MAX_ROWS = 16
+
+
+class Planning(Instance):
+    """Plans anew whenever the batch size changes, and keeps which sizes it ran."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.sizes: list[int] = []
+
+    def run(self, segments: Sequence[Segment], rows: int, bucket: int) -> Executed:
+        if self.sizes[-1:] != [bucket]:
+            time.sleep(PLANNING_S)
+        self.sizes.append(bucket)
+        return super().run(segments, rows, bucket)
+
+
+def planning(path: Path, config: ModelConfig, _: Device, count: int) -> list[Instance]:
+    session = OnnxSession(path, plan_session(config, CPU))
+    return [Planning(session, config.inputs, config.outputs, MAX_ROWS) for _ in range(count)]
+
+
+def capturing(path: Path, config: ModelConfig, _: Device, count: int) -> list[Instance]:
+    assert config.captures_graphs
+    plan = plan_session(config, CPU)
+    specs = (config.inputs, config.outputs)
+    remake = partial(OnnxSession, path, plan)
+    return [GraphInstance(remake(), *specs, MAX_ROWS, Gate(), ("cpu", 0), remake) for _ in range(count)]
+
+
+def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Any, text: str, budget_ns: int) -> Loaded:
+    monkeypatch.setattr(loader, "make_instances", made)
+    write_model(tmp_path, "conv", onnx_models.conv_net(16), config=f"max_batch_size: {MAX_ROWS}\n{text}")
+    return load(tmp_path, "conv", loader_of(budget_ns, devices=ON_GPU))
+
+
+@pytest.mark.parametrize("budget_ns", [0, 5_000_000, 500_000_000])
+def test_what_is_captured_is_what_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget_ns: int) -> None:
+    """Every rung of the ladder, however little time there was to measure them: none is left to be planned for later."""
+    found = loaded(tmp_path, monkeypatch, capturing, "dynamic_batching {}", budget_ns)
+    ladder = bucket_ladder(MAX_ROWS)
+    assert f"CUDA graphs: {len(ladder)} batch sizes captured" in found.notes
+    assert set(found.model.policy.buckets) <= set(ladder)
+    assert found.model.state().cuda_graphs == len(ladder)
+
+
+def test_without_graphs_every_batch_has_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests of one to many rows are answered right, padded to the size that was chosen; it never changes."""
+    text = "dynamic_batching {} optimization { cuda { graphs: false } }"
+    found = loaded(tmp_path, monkeypatch, planning, text, 200_000_000)
+    (size,) = found.model.policy.buckets
+    assert any(f"every batch is padded to {size} rows" in note for note in found.notes)
+    (instance,) = found.model._pools["cuda:0"].instances
+    assert isinstance(instance, Planning)
+    instance.sizes.clear()
+    requests = Requests(found.model.inputs)
+    answers = Answers()
+    rng = np.random.default_rng(0)
+    sent = [rng.standard_normal((rows, *found.model.inputs[0].shape)).astype(np.float32) for rows in (1, 5, 16, 2, 3)]
+    asked = [requests.make(x, responder=answers) for x in sent]
+    for request in asked:
+        found.model.submit(request)
+    found.model._runtime.start()
+    answers.wait(len(sent))
+    assert found.model._runtime.stop(ANSWER_S)
+    direct = corpus.open_session(tmp_path / "conv" / "1" / "model.onnx")
+    for x, request in zip(sent, asked, strict=True):
+        (wanted,) = corpus.run_directly(direct, {found.model.inputs[0].name: x}).values()
+        np.testing.assert_allclose(answers.of(request)[0], wanted, atol=1e-5)
+    assert set(instance.sizes) == {size}
+
+
+def test_a_model_that_plans_nothing_keeps_its_ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changing the size costs nothing: every rung is used."""
+
+    def plain(path: Path, config: ModelConfig, _: Device, count: int) -> list[Instance]:
+        session = OnnxSession(path, plan_session(config, CPU))
+        return [Instance(session, config.inputs, config.outputs, MAX_ROWS) for _ in range(count)]
+
+    text = "dynamic_batching {} optimization { cuda { graphs: false } }"
+    found = loaded(tmp_path, monkeypatch, plain, text, 500_000_000)
+    assert len(found.model.policy.buckets) > 1
+    assert found.model.state().cuda_graphs is None
