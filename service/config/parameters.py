@@ -224,7 +224,7 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
         "cudnn_conv_algo_search": Parameter(
             "0, 1 or 2",
             "How convolution algorithms are chosen: 0 by exhaustive trial, 1 by heuristics (the default here), "
-            "2 the default algorithm.",
+            "2 cuDNN's fallback, which can be a hundred times slower.",
             _one_of({"0": "EXHAUSTIVE", "1": "HEURISTIC", "2": "DEFAULT"}),
         ),
         "gpu_mem_limit": Parameter(

@@ -82,7 +82,7 @@ SUPPORT: Mapping[str, Support] = MappingProxyType(
         "optimization.cuda": _yes("How a GPU is driven."),
         "optimization.cuda.graphs": _yes(
             "On a GPU: batch sizes are recorded while the model is warmed up and replayed with one launch. The log "
-            "says how many, or why not."
+            "says how many, or why not. Without `cuda`: those of models with convolutions."
         ),
         "optimization.cuda.busy_wait_events": _no("ONNX Runtime waits by itself; remove it"),
         "optimization.cuda.graph_spec": _no("the batch sizes that warm-up measures are captured; remove it"),

@@ -46,13 +46,11 @@ FACTOR = Fraction(60)
 # The longest `for` of an alert, 15 minutes, and something over.
 QUIET_S = 20.0
 ALERT_S = 30.0
-# The time of a run of the model, and what is promised: one that it keeps, and one that no server could keep.
-RUN_MS = 20
+# The time of a run, and what is promised: one that the model keeps, and one that no server could keep. Two servers,
+# two load testers and Prometheus share the cores of a test machine: more of them, and the model would be slower than it
+# was when it was measured, which is an alert of its own.
+RUN_MS = 5
 OBJECTIVE_MS = {"kept": 1000, "broken": 2}
-
-# What may be true of a test machine, where two servers, two load testers and Prometheus share the cores: models are
-# slower than they were when they were measured. It is no word about a promise.
-OF_THE_MACHINE = {"OnclockDeviceSlow"}
 
 # Not there, and why: everything else that rules and dashboards use is.
 ABSENT = {
@@ -172,8 +170,8 @@ def test_a_broken_promise_calls_somebody_and_a_kept_one_nobody(tmp_path: Path) -
         ever = prometheus.query(
             'count by (alertname) (count_over_time(ALERTS{namespace="kept",alertstate="firing"}[1h]))'
         )
-        assert {found["metric"]["alertname"] for found in ever} <= OF_THE_MACHINE
-        assert {name for name, _ in prometheus.firing("kept")} <= OF_THE_MACHINE
+        assert {found["metric"]["alertname"] for found in ever} == set()
+        assert not prometheus.firing("kept")
         offered = prometheus.query('model:onclock_offered:rate5m{namespace="kept",model="m"}')
         assert float(offered[0]["value"][1]) > 10, "a promise that nobody asks for is not kept"
         assert_scraped(prometheus, set(releases))
