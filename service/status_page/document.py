@@ -82,7 +82,9 @@ class ServerView:
 
 def head(server: ServerView, models: Sequence[ModelView], devices: Sequence[DeviceView]) -> dict[str, Any]:
     """All but the models; `shown` of them follow, in the order of `urgent_first`."""
-    verdict = overall(server.phase, server.failure, [(_title(model), model.verdict) for model in models])
+    # Of equally bad ones the one is named that fails most of its clients.
+    losing_first = sorted(models, key=lambda model: model.minute.in_time - model.minute.offered)
+    verdict = overall(server.phase, server.failure, [(_title(model), model.verdict) for model in losing_first])
     offered = sum(model.minute.offered for model in models)
     in_time = sum(model.minute.in_time for model in models)
     return {

@@ -224,6 +224,18 @@ def test_a_lost_device_is_said_at_once(watched: Watched) -> None:
     assert "it hangs" in document["verdict"]["text"]
 
 
+def test_the_headline_names_the_model_that_loses_most(watched: Watched) -> None:
+    """Not the first of those that break their promise."""
+    models = {name: Model(name) for name in "abc"}
+    for model in models.values():
+        watched.models.serve(model)
+    watched.step()
+    for name, count in (("a", 3), ("b", 40), ("c", 5)):
+        answer(models[name], watched.clock.now_ns, count, took_ms=500)
+    watched.step()
+    assert watched.document()["verdict"]["text"].startswith("b version 1, and 2 more")
+
+
 def test_an_idle_model_is_not_added_up(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a step costs grows with the models that were busy."""
     busy, idle = Model("busy"), Model("idle")
