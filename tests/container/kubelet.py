@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.container.network import Place
 from tests.container.pod_spec import Cluster, Object, run_arguments
-from tests.container.podman import podman
+from tests.container.podman import PLAIN, podman
 
 _POLL_S = 0.02
 
@@ -54,7 +54,7 @@ class Pod:
         (self._container,) = spec["containers"]
         self._before_term = before_term
         arguments = run_arguments(spec, image, cluster, directory)
-        network = (f"--network=ns:{place.path}", "--cgroups=disabled", "--ulimit=host")
+        network = (f"--network=ns:{place.path}", *PLAIN)
         self._identity = podman("run", "--detach", *network, *arguments).stdout.strip()
         # The process itself is signalled, as a runtime does: until podman has done it, nothing is in progress any more.
         self._pid = int(self._state()["Pid"])

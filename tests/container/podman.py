@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -24,6 +25,19 @@ START_S = 60.0
 _UNIFIED = 'mount -t cgroup2 none /sys/fs/cgroup 2>/dev/null; exec podman "$@"'
 # What every orchestrator that takes security seriously sets.
 LOCKED = ("--read-only", "--cap-drop=all", "--security-opt=no-new-privileges")
+
+
+def _own_limits() -> tuple[str, ...]:
+    """No more than this process may have itself: without the right to raise limits podman's defaults are refused, and
+    `--ulimit=host` names them all the same. Podman lowers the number of its processes to 32768 before."""
+    files, processes = (resource.getrlimit(kind)[1] for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC))
+    files = 1 << 20 if files == resource.RLIM_INFINITY else min(files, 1 << 20)
+    processes = 1 << 15 if processes == resource.RLIM_INFINITY else min(processes, 1 << 15)
+    return f"--ulimit=nofile={files}:{files}", f"--ulimit=nproc={processes}:{processes}"
+
+
+# A machine like this one: no control groups of their own, and its limits.
+PLAIN = ("--cgroups=disabled", *_own_limits())
 
 
 def needs_containers() -> None:
@@ -106,7 +120,7 @@ def running(image: str, *flags: str, mounts: Sequence[str] = ()) -> Iterator[Con
     """A container of `image`, locked down, that serves on ports of the loopback. Gone when the block is left."""
     grpc_port, metrics_port = free_ports(2)
     volumes = [part for mount in mounts for part in ("--volume", mount)]
-    network = ("--network=host", "--cgroups=disabled", "--ulimit=host")
+    network = ("--network=host", *PLAIN)
     serve = ("serve", "--host", "127.0.0.1", "--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port), *flags)
     identity = podman("run", "--detach", *network, *LOCKED, *volumes, image, *serve).stdout.strip()
     try:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from service.config.keys import Group, entry_text, new_key
-from tests.container.podman import LOCKED, ROOT, podman, running
+from tests.container.podman import LOCKED, PLAIN, ROOT, podman, running
 from tests.support.certificates import Authority
 from tests.support.client import Client, arrays, request
 
@@ -42,7 +42,7 @@ def test_what_is_in_it(image: str) -> None:
     assert described["Config"]["StopSignal"] == "SIGTERM"
     LOG.info("%.0f MB", described["Size"] / 1e6)
     assert described["Size"] < MOST_BYTES, f"{described['Size'] >> 20} MiB"
-    quiet = ("run", "--rm", "--network=none", "--cgroups=disabled", "--ulimit=host", *LOCKED)
+    quiet = ("run", "--rm", "--network=none", *PLAIN, *LOCKED)
     tools = ("sh", "bash", "g++", "apt", "dpkg", "pip")
     code = f"import shutil, os; print([tool for tool in {tools} if shutil.which(tool)], os.getuid())"
     found = podman(*quiet, "--entrypoint=/opt/onclock/bin/python", image, "-c", code)
