@@ -3,6 +3,8 @@
 One server for each way, all at once, on one core; a client on the other keeps requests in flight on four connections,
 with one of them after the other. `tiny` is 16 bytes each way (what a call costs), `image` 588 KiB in and as much out
 (what the bytes cost). The client is gRPC for Python: slower than the load generator, but it speaks TLS.
+`connection` is a connection that is made and closed, one after the other: with TLS, a whole handshake (ECDSA P-256, no
+session resumed).
 
     python -m benchmarks.security [--quick] [--repeats N]
 """
@@ -12,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -33,13 +37,17 @@ from tests.support.onnx_models import identity
 SHAPES = {"tiny": (1, 4), "image": (1, 3, 224, 224)}
 IN_FLIGHT = {"tiny": 32, "image": 8}
 WAYS = ("plain", "keys", "TLS", "TLS and keys")
+CONNECTION = "connection"
+MEASURED = {**dict.fromkeys(SHAPES, WAYS), CONNECTION: ("plain", "TLS")}
 CHILD = "--child"
+# How a client begins: RFC 9113, section 3.4, and settings that set nothing.
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 
 
 def run(settings: Settings) -> Report:
     """Measure. Raises `BenchmarkError`."""
     report = Report("security")
-    table = Table("What TLS and keys cost", ("request", "way", "requests/s", "server CPU us/request"))
+    table = Table("What TLS and keys cost", ("what", "way", "of them a second", "server CPU us each"))
     repository = settings.out / "security"
     shutil.rmtree(repository, ignore_errors=True)
     for name, shape in SHAPES.items():
@@ -47,20 +55,22 @@ def run(settings: Settings) -> Report:
         model = identity(dims=("N", *shape[1:]))
         onnx.save_model(model, str(repository / "models" / name / "1" / "model.onnx"))
         (repository / "models" / name / "config.pbtxt").write_text("max_batch_size: 8\ndynamic_batching { }\n")
-    found: dict[tuple[str, str], list[float]] = {(name, way): [] for name in SHAPES for way in WAYS}
+    found: dict[tuple[str, str], list[float]] = {(name, way): [] for name, ways in MEASURED.items() for way in ways}
     with contextlib.ExitStack() as stack:
         servers = {way: stack.enter_context(_serving(settings, repository, way)) for way in WAYS}
         for repeat in range(settings.repeats):
-            for name in SHAPES:
-                for way in WAYS:
+            for name, ways in MEASURED.items():
+                for way in ways:
                     say(f"security: {name}, {way}, run {repeat + 1} of {settings.repeats}")
                     rate, cpu = _window(settings, servers[way], name, repository)
                     found[name, way].append(cpu)
                     table.rows.append([name, way, f"{rate:.0f}", f"{cpu:.0f}"])
-    for name in SHAPES:
-        for way in WAYS[1:]:
+    for name, ways in MEASURED.items():
+        for way in ways[1:]:
             ratios = tuple(a / b for a, b in zip(found[name, way], found[name, "plain"], strict=True))
             report.figures.append(Figure("security", f"{name}: CPU, {way} / plain", ratios, "x", None, Sense.AT_MOST))
+    more = tuple(a - b for a, b in zip(found[CONNECTION, "TLS"], found[CONNECTION, "plain"], strict=True))
+    report.figures.append(Figure("security", "a handshake: CPU", more, "us", None, Sense.AT_MOST))
     report.tables.append(table)
     return report
 
@@ -152,7 +162,32 @@ class Client:
         self._over = True
 
 
+def _connect(url: str, seconds: float, own: Path, pid: int) -> int:
+    """Connections made and closed, and the CPU time of the server meanwhile."""
+    host, _, port = url.rpartition(":")
+    context = None
+    if (own / "ca.pem").exists():
+        context = ssl.create_default_context(cafile=own / "ca.pem")
+        context.set_alpn_protocols(["h2"])
+    count, before, end = 0, cpu_s(pid), time.monotonic() + seconds
+    while time.monotonic() < end:
+        with (
+            socket.create_connection((host, int(port)), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname=host) if context else contextlib.nullcontext(plain) as wire,
+        ):
+            wire.sendall(_PREFACE)
+            # The server's settings: it has taken the connection as one of HTTP/2.
+            if not wire.recv(64):
+                print("the server closed the connection", file=sys.stderr)
+                return 1
+        count += 1
+    print(count, cpu_s(pid) - before)
+    return 0
+
+
 def _child(url: str, name: str, seconds: float, own: Path, pid: int) -> int:
+    if name == CONNECTION:
+        return _connect(url, seconds, own, pid)
     options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1))
     channels = [
         grpc.secure_channel(url, grpc.ssl_channel_credentials((own / "ca.pem").read_bytes()), options)

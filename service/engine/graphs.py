@@ -185,10 +185,10 @@ class GraphInstance(Instance):
                 place = fixed_place(self.session, given, shapes, self._device, str(len(self._graphs) + 1))
                 for _ in range(CAPTURE_RUNS):
                     place.run(other)
-                for arrays in (other, actual):
-                    place.run(arrays)
-                    feeds = {spec.name: (spec, array) for (spec, _), array in zip(given, arrays, strict=True)}
-                    _compare(self._outputs, place.outputs(), self.session.run(feeds, self._outputs))
+            for arrays in (other, actual):
+                place.run(arrays)
+                feeds = {spec.name: (spec, array) for (spec, _), array in zip(given, arrays, strict=True)}
+                _compare(self._outputs, place.outputs(), self.session.run(feeds, self._outputs))
         except DeviceFailed:
             raise
         except OutOfMemory:

@@ -78,9 +78,17 @@ def finish_graphs(
             _capture_all(instance, config, sample, sizes)
         instance.seal()
     captured = min(instance.graphs for instance in instances)
-    reasons = {instance.why_not or "there is no GPU" for instance in instances if instance.why_not or not captured}
+    reasons = {_why_not(instance) for instance in instances if instance.why_not or not captured}
     notes = [f"CUDA graphs: {captured} batch sizes captured"] if captured else []
     return notes + [f"CUDA graphs: {'no more' if captured else 'none'}: {reason}" for reason in sorted(reasons)]
+
+
+def _why_not(instance: Instance) -> str:
+    if instance.why_not or not isinstance(instance, GraphInstance):
+        return instance.why_not or "there is no GPU"
+    if instance.undeclared_shapes:
+        return "the model's answers have other shapes or types than its file declares"
+    return "no run of a size that has a fixed place on the device"
 
 
 def captured_sizes(instances: Sequence[Instance], sample: Sample) -> tuple[int, ...]:

@@ -65,14 +65,14 @@ class Instance:
         """
         shape: ShapeClass = segments[0].request.shape  # type: ignore[assignment]
         if self.undeclared_shapes or not bindable(shape, self._inputs, self._outputs):
-            return self._run_unbound(segments, shape, rows)
+            return self._run_unbound(segments, shape, rows, bucket)
         bound = self._gather(segments, shape, rows, bucket).bound(bucket)
         started_ns = now_ns()
         try:
             self.session.run_bound(bound.binding)
         except OtherShapeError:
             # Output sizes that depend on the data (detections, a selection): buffers cannot be made beforehand.
-            executed = self._run_unbound(segments, shape, rows)
+            executed = self._run_unbound(segments, shape, rows, bucket)
             self.undeclared_shapes = True
             return executed
         return Executed(bound.outputs, started_ns, now_ns())
@@ -108,14 +108,19 @@ class Instance:
         buffers.merge(segments, rows, bucket)
         return buffers
 
-    def _run_unbound(self, segments: Sequence[Segment], shape: ShapeClass, rows: int) -> Executed:
+    def _run_unbound(self, segments: Sequence[Segment], shape: ShapeClass, rows: int, bucket: int) -> Executed:
         feeds: dict[str, tuple[TensorSpec, Array]] = {}
         for index, (spec, row_shape) in enumerate(zip(self._inputs, shape.shapes, strict=True)):
             if row_shape is not None:
-                feeds[spec.name] = (spec, _merged(segments, index, spec, row_shape))
+                feeds[spec.name] = (spec, _padded(_merged(segments, index, spec, row_shape), spec, bucket - rows))
         started_ns = now_ns()
         answers = self.session.run(feeds, self._outputs)
         finished_ns = now_ns()
+        if bucket > rows:
+            if not all(_has_rows(spec, array, bucket) for spec, array in zip(self._outputs, answers, strict=True)):
+                # What was added cannot be taken out of the answer again.
+                return self._run_unbound(segments, shape, rows, rows)
+            answers = [spec.rows(array, 0, rows) for spec, array in zip(self._outputs, answers, strict=True)]
         outputs = [batch_output(spec, array, rows) for spec, array in zip(self._outputs, answers, strict=True)]
         if len(segments) > 1:
             for spec, output in zip(self._outputs, outputs, strict=True):
@@ -125,6 +130,20 @@ class Instance:
                         "its rows cannot be told apart"
                     )
         return Executed(outputs, started_ns, finished_ns)
+
+
+def _has_rows(spec: TensorSpec, array: Array, rows: int) -> bool:
+    """Whether an output has a row per row."""
+    return not spec.batched or (array.ndim > spec.axis and array.shape[spec.axis] == rows)
+
+
+def _padded(array: Array, spec: TensorSpec, more: int) -> Array:
+    """`array` with its last row `more` times behind it; itself where it has no rows."""
+    if more <= 0 or not spec.batched:
+        return array
+    rows = array.shape[spec.axis]
+    last = spec.rows(array, rows - 1, rows)
+    return np.concatenate([array, *[last] * more], axis=spec.axis)
 
 
 def _merged(segments: Sequence[Segment], index: int, spec: TensorSpec, row_shape: tuple[int, ...]) -> Array:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -120,6 +123,58 @@ def test_misaligned_tensors_are_run(tmp_path: Path) -> None:
     for unbound in (False, True):
         instance.undeclared_shapes = unbound
         assert np.array_equal(instance.run(whole(request), 2, 2).outputs[0].array, wanted)
+
+
+@pytest.mark.parametrize("build", [onnx_models.mlp, onnx_models.text_encoder, onnx_models.string_labels])
+def test_padding_without_buffers_is_run_and_taken_out_again(
+    build: Callable[[], onnx.ModelProto], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with buffers: the session sees the bucket, the clients their rows."""
+    instance, config = instance_of(tmp_path, build())
+    instance.undeclared_shapes = True
+    seen: list[int] = []
+    real = instance.session.run
+
+    def run(feeds: Any, outputs: Any) -> Any:
+        seen.append(len(next(iter(feeds.values()))[1]))
+        return real(feeds, outputs)
+
+    monkeypatch.setattr(instance.session, "run", run)
+    requests = Requests(config.inputs)
+    shape = tuple(8 if size == -1 else size for size in config.inputs[0].shape)
+    sent = []
+    for rows in (1, 2):
+        arrays = [
+            np.full((rows, *shape), "ham", object)
+            if spec.datatype is DataType.BYTES
+            else np.full((rows, *shape), rows).astype(spec.datatype.dtype)
+            for spec in config.inputs
+        ]
+        sent.append(requests.make(*arrays))
+    padded = split_rows(sent, instance.run(whole(*sent), 3, 8).outputs)
+    plain = split_rows(sent, instance.run(whole(*sent), 3, 3).outputs)
+    assert seen == [8, 3]
+    for one, other in zip(padded, plain, strict=True):
+        for left, right in zip(one, other, strict=True):
+            assert left.shape == right.shape
+            if left.dtype.kind == "f":
+                np.testing.assert_allclose(left, right, atol=1e-6)
+            else:
+                np.testing.assert_array_equal(left, right)
+
+
+def test_padding_that_cannot_be_taken_out_is_left_out() -> None:
+    """An answer without a row per row belongs to the request, not to what was added to it."""
+    spec = TensorSpec("x", DataType.FP32, (2,), True)
+    found = TensorSpec("y", DataType.FP32, (2,), True)
+    # As many as are positive: a selection, as detections are.
+    session = SessionDouble(lambda arrays: {"y": arrays["x"][arrays["x"][:, 0] > 0]})
+    instance = double_instance(session, (spec,), (found,), 8)
+    instance.undeclared_shapes = True
+    x = np.array([[1, 2], [-1, 0], [3, 4]], np.float32)
+    outputs = instance.run(whole(Requests((spec,)).make(x)), 3, 8).outputs
+    assert session.runs == [8, 3]
+    np.testing.assert_array_equal(outputs[0].array, x[[0, 2]])
 
 
 @pytest.mark.parametrize("dims", [("N", 4), ("N",), (), (3, 0), ("N", 0), ("N", "M")])
