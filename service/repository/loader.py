@@ -38,7 +38,7 @@ from service.engine.warmup import (
     samples,
     warm,
 )
-from service.errors import DeviceFailed, ModelLoadError, ServiceError
+from service.errors import DeviceFailed, ModelLoadError, OutOfMemory, ServiceError
 from service.head_model import HeadModel
 from service.metrics import ModelMetrics
 from service.model import Model
@@ -178,7 +178,7 @@ class Loader:
                 known, from_cache = self._measure(instances[0], config, place, digest, sample)
             # The slower device is the safe assumption for a queue that both serve.
             measured = known if measured is None or _slower(known, measured) else measured
-            if place.device.kind == "gpu" and not captured and config.joins_requests:
+            if place.device.kind == "gpu" and config.convolutions and not captured:
                 sizes = self._one_size(instances[0], config, place, sample, known) or sizes
         policy, limit_note = queue_policy(config, [p.device for p in placed], _count(placed), measured, sizes)
         notes += limit_note
@@ -288,8 +288,13 @@ class Loader:
     ) -> tuple[int, ...]:
         """The size that every batch is padded to, where changing the size costs more than that; empty elsewhere."""
         table = measured.table
+        if len(table) == 1 or not config.joins_requests:
+            return ()
         try:
-            cost_ns = cost_of_change(instance, config, sample, min(table), max(table)) if len(table) > 1 else 0
+            cost_ns = cost_of_change(instance, config, sample, min(table), max(table))
+        except OutOfMemory:
+            # What fitted a moment ago does not now: no reason not to serve.
+            return ()
         except DeviceFailed as error:
             raise self._broken(config.name, place, error) from error
         except ServiceError as error:

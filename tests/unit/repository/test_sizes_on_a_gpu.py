@@ -21,6 +21,7 @@ from service.engine.graphs import GraphInstance
 from service.engine.options import plan_session
 from service.engine.pool import Executed, Instance
 from service.engine.session import OnnxSession
+from service.errors import OutOfMemory
 from service.repository import loader
 from service.repository.loader import Loaded
 from service.scheduler import Segment, bucket_ladder
@@ -102,6 +103,29 @@ def test_without_graphs_every_batch_has_one_size(tmp_path: Path, monkeypatch: py
         (wanted,) = corpus.run_directly(direct, {found.model.inputs[0].name: x}).values()
         np.testing.assert_allclose(answers.of(request)[0], wanted, atol=1e-5)
     assert set(instance.sizes) == {size}
+
+
+class Filling(Planning):
+    """Has no memory any more for what it was measured with."""
+
+    def run(self, segments: Sequence[Segment], rows: int, bucket: int) -> Executed:
+        if len(self.sizes) > len(bucket_ladder(MAX_ROWS)) and bucket == MAX_ROWS and self.sizes[-1] == 1:
+            raise OutOfMemory("no memory")
+        return super().run(segments, rows, bucket)
+
+
+def test_memory_that_is_gone_when_changes_are_timed_is_no_reason_not_to_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is loaded, with its ladder."""
+
+    def filling(path: Path, config: ModelConfig, _: Device, count: int) -> list[Instance]:
+        session = OnnxSession(path, plan_session(config, CPU))
+        return [Filling(session, config.inputs, config.outputs, MAX_ROWS) for _ in range(count)]
+
+    text = "dynamic_batching {} optimization { cuda { graphs: false } }"
+    found = loaded(tmp_path, monkeypatch, filling, text, 2_000_000_000)
+    assert len(found.model.policy.buckets) > 1
 
 
 def test_a_model_that_plans_nothing_keeps_its_ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
