@@ -36,7 +36,7 @@ def _own_limits() -> tuple[str, ...]:
     return f"--ulimit=nofile={files}:{files}", f"--ulimit=nproc={processes}:{processes}"
 
 
-# A machine like this one: no control groups of their own, and its limits.
+# Without control groups, which nested machines may not have, and within the limits of this process.
 PLAIN = ("--cgroups=disabled", *_own_limits())
 
 

@@ -54,7 +54,7 @@ optimization {{ execution_accelerators {{ gpu_execution_accelerator {{
   name: "cuda" parameters {{ key: "gpu_mem_limit" value: "134217728" }}
 }} }} }}
 """
-# Convolutions, unasked: those of these are captured; those of the others, in a branch, cannot be.
+# Models with convolutions, which are captured unasked. Those of `branching_conv` are in branches and cannot be.
 CONVOLVING: Mapping[str, Callable[[], onnx.ModelProto]] = {
     "conv_net": lambda: onnx_models.conv_net(64),
     "ordinary_memory": lambda: onnx_models.conv_net(64),

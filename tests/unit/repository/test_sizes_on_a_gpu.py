@@ -1,12 +1,12 @@
 """Models with convolutions on a GPU, with sessions on the CPU in its place: which batch sizes they are run in.
 
-What ONNX Runtime does there and not here is done by `Planning`: a run takes long after one of another size.
+What ONNX Runtime does there and not here is done by `Planning`: a run takes long after one of another size. Only runs
+move the clock that the loader measures by.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.clock import NS_PER_MS, NS_PER_S
 from service.config.model import ModelConfig
+from service.engine import warmup
 from service.engine.devices import Device, Devices
 from service.engine.gate import Gate
 from service.engine.graphs import GraphInstance
 from service.engine.options import plan_session
 from service.engine.pool import Executed, Instance
 from service.engine.session import OnnxSession
-from service.errors import OutOfMemory
+from service.errors import DeviceFailed, ModelLoadError, OutOfMemory
 from service.repository import loader
 from service.repository.loader import Loaded
 from service.scheduler import Segment, bucket_ladder
@@ -32,39 +34,92 @@ from tests.unit.repository.loading import load, loader_of
 
 GPU = Device("cuda:0", "gpu", 0, 1)
 ON_GPU = Devices(CPU, (GPU,), (GPU,), "1 NVIDIA GPU")
-PLANNING_S = 0.03
+RUN_NS, PLANNING_NS = NS_PER_MS, 190 * NS_PER_MS
 MAX_ROWS = 16
+# Time enough to measure the whole ladder.
+BUDGET_NS = 60 * NS_PER_S
+WITHOUT_GRAPHS = "dynamic_batching {} optimization { cuda { graphs: false } }"
+
+Maker = Callable[[Path, ModelConfig, Device, int], list[Instance]]
 
 
-class Planning(Instance):
-    """Plans anew whenever the batch size changes, and keeps which sizes it ran."""
+class Clock:
+    """Moved by runs alone."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(warmup, "now_ns", made)
+    return made
+
+
+class Plain(Instance):
+    """Takes as long for any size, and keeps which it ran."""
+
+    planning_ns = 0
+
+    def __init__(self, clock: Clock, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.sizes: list[int] = []
+        self._clock = clock
 
     def run(self, segments: Sequence[Segment], rows: int, bucket: int) -> Executed:
-        if self.sizes[-1:] != [bucket]:
-            time.sleep(PLANNING_S)
+        self._clock.now_ns += RUN_NS + (self.planning_ns if self.sizes[-1:] != [bucket] else 0)
         self.sizes.append(bucket)
         return super().run(segments, rows, bucket)
 
 
-def planning(path: Path, config: ModelConfig, _: Device, count: int) -> list[Instance]:
-    session = OnnxSession(path, plan_session(config, CPU))
-    return [Planning(session, config.inputs, config.outputs, MAX_ROWS) for _ in range(count)]
+class Planning(Plain):
+    """Plans anew whenever the size changes."""
+
+    planning_ns = PLANNING_NS
 
 
-def capturing(path: Path, config: ModelConfig, _: Device, count: int) -> list[Instance]:
-    assert config.captures_graphs
-    plan = plan_session(config, CPU)
-    specs = (config.inputs, config.outputs)
-    remake = partial(OnnxSession, path, plan)
-    return [GraphInstance(remake(), *specs, MAX_ROWS, Gate(), ("cpu", 0), remake) for _ in range(count)]
+class Filling(Planning):
+    """Has no memory any more for what it was measured with."""
+
+    def run(self, segments: Sequence[Segment], rows: int, bucket: int) -> Executed:
+        if len(self.sizes) > len(bucket_ladder(MAX_ROWS)) and bucket == MAX_ROWS and self.sizes[-1] == 1:
+            raise OutOfMemory("no memory")
+        return super().run(segments, rows, bucket)
 
 
-def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Any, text: str, budget_ns: int) -> Loaded:
-    monkeypatch.setattr(loader, "make_instances", made)
+class Breaking(OnnxSession):
+    """Breaks its device with a batch larger than those that show whether rows can be joined."""
+
+    def run_fixed(self, binding: Any, run_options: Any, inputs: Any) -> None:
+        if any(len(array) > 8 for _, array in inputs):
+            raise DeviceFailed("CUDA failure 700")
+        super().run_fixed(binding, run_options, inputs)
+
+
+def instances(kind: type[Plain], clock: Clock) -> Maker:
+    def make(path: Path, config: ModelConfig, _: Device, count: int) -> list[Instance]:
+        session = OnnxSession(path, plan_session(config, CPU))
+        return [kind(clock, session, config.inputs, config.outputs, MAX_ROWS) for _ in range(count)]
+
+    return make
+
+
+def capturing(kind: type[OnnxSession] = OnnxSession) -> Maker:
+    def make(path: Path, config: ModelConfig, _: Device, count: int) -> list[Instance]:
+        assert config.captures_graphs
+        specs = (config.inputs, config.outputs)
+        remake = partial(kind, path, plan_session(config, CPU))
+        return [GraphInstance(remake(), *specs, MAX_ROWS, Gate(), ("cpu", 0), remake) for _ in range(count)]
+
+    return make
+
+
+def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Maker, text: str, budget_ns: int) -> Loaded:
+    monkeypatch.setattr(loader, "make_instances", make)
     write_model(tmp_path, "conv", onnx_models.conv_net(16), config=f"max_batch_size: {MAX_ROWS}\n{text}")
     return load(tmp_path, "conv", loader_of(budget_ns, devices=ON_GPU))
 
@@ -72,17 +127,24 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Any, text: str
 @pytest.mark.parametrize("budget_ns", [0, 5_000_000, 500_000_000])
 def test_what_is_captured_is_what_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget_ns: int) -> None:
     """Every rung of the ladder, however little time there was to measure them: none is left to be planned for later."""
-    found = loaded(tmp_path, monkeypatch, capturing, "dynamic_batching {}", budget_ns)
+    found = loaded(tmp_path, monkeypatch, capturing(), "dynamic_batching {}", budget_ns)
     ladder = bucket_ladder(MAX_ROWS)
     assert f"CUDA graphs: {len(ladder)} batch sizes captured" in found.notes
     assert set(found.model.policy.buckets) <= set(ladder)
     assert found.model.state().cuda_graphs == len(ladder)
 
 
-def test_without_graphs_every_batch_has_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_breaks_while_sizes_are_captured_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is not loaded, and the device is known to be lost."""
+    with pytest.raises(ModelLoadError, match="device cuda:0 has failed: CUDA failure 700"):
+        loaded(tmp_path, monkeypatch, capturing(Breaking), "dynamic_batching {}", 0)
+
+
+def test_without_graphs_every_batch_has_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Requests of one to many rows are answered right, padded to the size that was chosen; it never changes."""
-    text = "dynamic_batching {} optimization { cuda { graphs: false } }"
-    found = loaded(tmp_path, monkeypatch, planning, text, 200_000_000)
+    found = loaded(tmp_path, monkeypatch, instances(Planning, clock), WITHOUT_GRAPHS, BUDGET_NS)
     (size,) = found.model.policy.buckets
     assert any(f"every batch is padded to {size} rows" in note for note in found.notes)
     (instance,) = found.model._pools["cuda:0"].instances
@@ -105,37 +167,18 @@ def test_without_graphs_every_batch_has_one_size(tmp_path: Path, monkeypatch: py
     assert set(instance.sizes) == {size}
 
 
-class Filling(Planning):
-    """Has no memory any more for what it was measured with."""
-
-    def run(self, segments: Sequence[Segment], rows: int, bucket: int) -> Executed:
-        if len(self.sizes) > len(bucket_ladder(MAX_ROWS)) and bucket == MAX_ROWS and self.sizes[-1] == 1:
-            raise OutOfMemory("no memory")
-        return super().run(segments, rows, bucket)
-
-
 def test_memory_that_is_gone_when_changes_are_timed_is_no_reason_not_to_serve(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     """The model is loaded, with its ladder."""
-
-    def filling(path: Path, config: ModelConfig, _: Device, count: int) -> list[Instance]:
-        session = OnnxSession(path, plan_session(config, CPU))
-        return [Filling(session, config.inputs, config.outputs, MAX_ROWS) for _ in range(count)]
-
-    text = "dynamic_batching {} optimization { cuda { graphs: false } }"
-    found = loaded(tmp_path, monkeypatch, filling, text, 2_000_000_000)
-    assert len(found.model.policy.buckets) > 1
+    found = loaded(tmp_path, monkeypatch, instances(Filling, clock), WITHOUT_GRAPHS, BUDGET_NS)
+    assert found.model.policy.buckets == bucket_ladder(MAX_ROWS)
 
 
-def test_a_model_that_plans_nothing_keeps_its_ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_plans_nothing_keeps_its_ladder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
     """Changing the size costs nothing: every rung is used."""
-
-    def plain(path: Path, config: ModelConfig, _: Device, count: int) -> list[Instance]:
-        session = OnnxSession(path, plan_session(config, CPU))
-        return [Instance(session, config.inputs, config.outputs, MAX_ROWS) for _ in range(count)]
-
-    text = "dynamic_batching {} optimization { cuda { graphs: false } }"
-    found = loaded(tmp_path, monkeypatch, plain, text, 500_000_000)
-    assert len(found.model.policy.buckets) > 1
+    found = loaded(tmp_path, monkeypatch, instances(Plain, clock), WITHOUT_GRAPHS, BUDGET_NS)
+    assert found.model.policy.buckets == bucket_ladder(MAX_ROWS)
     assert found.model.state().cuda_graphs is None
