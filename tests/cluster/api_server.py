@@ -134,7 +134,8 @@ class Api:
         return True
 
     def listed(self, namespace: str) -> set[tuple[str, str]]:
-        """(kind, name) of every object in a namespace, of every kind that can be listed and deleted."""
+        """(kind, name) of every object in a namespace, of every kind that can be listed and deleted. Events are none:
+        the server's own loops write down what they met (a service whose address they had not seen yet, say)."""
         found: set[tuple[str, str]] = set()
         groups = [
             f"/apis/{version['groupVersion']}" for group in self.ask("/apis")["groups"] for version in group["versions"]
@@ -145,6 +146,7 @@ class Api:
                     resource["namespaced"]
                     and {"list", "delete"} <= set(resource["verbs"])
                     and "/" not in resource["name"]
+                    and resource["kind"] != "Event"
                 ):
                     items = self.ask(f"{group}/namespaces/{namespace}/{resource['name']}")["items"]
                     found |= {(resource["kind"], item["metadata"]["name"]) for item in items}
