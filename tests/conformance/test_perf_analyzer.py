@@ -45,7 +45,8 @@ def consistent(measured: Measured) -> None:
 def test_concurrency(server: RunningServer, tmp_path: Path) -> None:
     """One request at a time, then several: a line of the table for each."""
     lines = perf_analyzer(server.address, "mlp", tmp_path, ["--concurrency-range", "1:5:4"])
-    assert [line.columns["Concurrency"] for line in lines] == ["1", "5"]
+    # The table is in the order of what was measured: on a busy machine five at a time may come out before one.
+    assert sorted(line.columns["Concurrency"] for line in lines) == ["1", "5"]
     for line in lines:
         consistent(line)
 
